@@ -1,0 +1,52 @@
+"""The PPO paper's algorithms for Stable-Baselines3, and its Roboschool humanoids on PyBullet.
+
+Importing this package registers the tasks with gymnasium. The algorithms load on first use, so that a
+process that only steps environments never imports torch.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from sb3_ppo_variants.envs import register_envs
+
+if TYPE_CHECKING:
+    from sb3_ppo_variants.on_policy import Minibatch as Minibatch
+    from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm as PaperOnPolicyAlgorithm
+    from sb3_ppo_variants.ppo_clip import PPOClipPaper as PPOClipPaper
+    from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper as PPOAdaptiveKLPaper
+
+__version__ = "0.1.0"
+
+# The zoo's name of each algorithm → its class: the one table that the command line and rl_zoo3 read.
+ALGORITHMS = {
+    "ppo_clip_paper": "PPOClipPaper",
+    "ppo_adaptive_kl_paper": "PPOAdaptiveKLPaper",
+}
+
+_MODULE_OF = {
+    "Minibatch": "on_policy",
+    "PaperOnPolicyAlgorithm": "on_policy",
+    "PPOClipPaper": "ppo_clip",
+    "PPOAdaptiveKLPaper": "ppo_kl_penalty",
+}
+
+__all__ = ["ALGORITHMS", "__version__", *_MODULE_OF]
+
+register_envs()
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        nearest = difflib.get_close_matches(name, _MODULE_OF, n=1)
+        hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}; it offers {', '.join(_MODULE_OF)}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULE_OF])

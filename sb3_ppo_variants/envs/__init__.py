@@ -1,0 +1,5 @@
+"""The tasks."""
+
+
+def register_envs() -> None:
+    """Placeholder."""

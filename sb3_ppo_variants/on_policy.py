@@ -1,0 +1,598 @@
+"""The one update driver: SB3's ``OnPolicyAlgorithm`` with the paper's Algorithm 1, and hooks for what differs.
+
+A variant subclasses :class:`PaperOnPolicyAlgorithm` and writes ``objective``; nothing else is needed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+import warnings
+from collections import defaultdict
+from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    BasePolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.type_aliases import (
+    GymEnv,
+    MaybeCallback,
+    PyTorchObs,
+    RolloutBufferSamples,
+    Schedule,
+)
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_variants import losses
+from sb3_ppo_variants.arguments import extend_signature, require, require_choice
+from sb3_ppo_variants.distributions import ActionDistribution, family_of
+from sb3_ppo_variants.rollout_data import policy_distribution, read_rollout
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
+
+# Keeps a standardised advantage finite where all advantages are equal (as SB3).
+ADVANTAGE_EPSILON = 1e-8
+# SB3's meaning of `target_kl`: an update stops early above 1.5 times it.
+EARLY_STOPPING_FACTOR = 1.5
+
+
+class Minibatch(NamedTuple):
+    """A minibatch already evaluated under the current policy: all that a surrogate needs. ``M`` samples.
+
+    Tensors are ``(M,)`` unless said otherwise; those under the current policy carry gradients.
+    """
+
+    observations: PyTorchObs
+    """``(M, *obs_shape)``, or a dict of such tensors"""
+    actions: th.Tensor
+    """``(M, *action_shape)`` as the policy sampled them"""
+    advantages: th.Tensor
+    """Â, standardised as ``normalize_advantage`` says"""
+    returns: th.Tensor
+    """V_targ, the λ-return"""
+    old_values: th.Tensor
+    """V_old(s)"""
+    old_log_prob: th.Tensor
+    """log π_old(a|s)"""
+    values: th.Tensor
+    """V_θ(s)"""
+    log_prob: th.Tensor
+    """log π_θ(a|s)"""
+    entropy: th.Tensor | None
+    """S[π_θ](s) in nats; None where it has no closed form"""
+    ratio: th.Tensor
+    """r(θ) = π_θ(a|s) / π_old(a|s)"""
+    kl: th.Tensor | None
+    """Exact KL[π_old, π_θ](s) in nats; None unless the algorithm sets ``needs_kl``"""
+    clip_range: float | None
+    """ε of this update; None where nothing is clipped"""
+
+
+class _UpdateConstants(NamedTuple):
+    """What stays the same throughout one update."""
+
+    clip_range: float | None
+    clip_range_vf: float | None
+    advantage_mean: float
+    advantage_std: float
+
+
+class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
+    """Proximal policy optimisation as the paper's Algorithm 1 runs it, with the surrogate left open.
+
+    Takes every argument of SB3's ``PPO``, in the same order and with the same meaning. The defaults are those
+    of the paper's Table 3 (MuJoCo, 1M timesteps) and, where the paper is silent, of the authors' code for the
+    standardisation of advantages, the weight of the value loss and the absence of gradient clipping.
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, or a policy class
+    :param env: a gymnasium environment, a ``VecEnv``, or an id
+    :param learning_rate: Adam's stepsize, or a schedule of it (Table 3: 3e-4)
+    :param n_steps: horizon T, timesteps per environment and update (Table 3: 2048)
+    :param batch_size: minibatch size M, in timesteps (Table 3: 64)
+    :param n_epochs: epochs K per update (Table 3: 10)
+    :param gamma: discount γ (Table 3: 0.99)
+    :param gae_lambda: λ of GAE, eqs. 10–12 (Table 3: 0.95)
+    :param clip_range: ε of eq. 7, or a schedule of it (Table 1's best: 0.2); None: nothing is clipped
+    :param clip_range_vf: how far V may move in an update, in units of the return; None (default): as far as it likes
+    :param normalize_advantage: ``"batch"`` (default) standardises advantages over the whole batch, as the
+        authors' code did; True over each minibatch, as SB3 does; False not at all
+    :param ent_coef: c2 of eq. 9 (Table 3: 0)
+    :param vf_coef: c1 of eq. 9 (the authors' code: 1; without effect on the policy unless parameters are shared)
+    :param max_grad_norm: largest norm of the gradient; None (default) leaves the gradient alone
+    :param use_sde: generalised state-dependent exploration, as SB3
+    :param sde_sample_freq: timesteps between new gSDE noise; -1: once per rollout
+    :param rollout_buffer_class: a buffer class of your own
+    :param rollout_buffer_kwargs: its keyword arguments
+    :param target_kl: SB3's early stopping: an update ends once a minibatch's ``approx_kl`` exceeds 1.5 times this
+    :param stats_window_size: episodes over which the logged return and length are averaged
+    :param tensorboard_log: folder for TensorBoard; None: none
+    :param policy_kwargs: arguments of the policy
+    :param verbose: 0 nothing, 1 information, 2 debugging
+    :param seed: seed of all pseudo-random generators
+    :param device: ``"cpu"``, ``"cuda"``, … or ``"auto"``
+    :param clip_actions: whether Gaussian actions are clipped to the action space before the environment sees
+        them, in rollouts and in ``predict`` (True, as SB3; the authors' code handed them over unclipped)
+    :param bootstrap_on_timeout: whether an episode cut by a time limit is credited with γ V(last observation)
+        (True, as SB3; the authors' code took time limits as terminal)
+    :raises ValueError: for an argument outside its range, named in the message
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": ActorCriticPolicy,
+        "CnnPolicy": ActorCriticCnnPolicy,
+        "MultiInputPolicy": MultiInputActorCriticPolicy,
+    }
+
+    needs_kl: ClassVar[bool] = False
+    """Set it to True in a variant whose ``objective`` reads ``batch.kl``."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        # help() and completion show all arguments, also those that a variant hands through.
+        cls.__signature__ = extend_signature(inspect.signature(cls.__base__), cls.__init__)  # type: ignore[attr-defined, arg-type]
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule | None = 0.2,
+        clip_range_vf: float | Schedule | None = None,
+        normalize_advantage: bool | Literal["batch"] = "batch",
+        ent_coef: float = 0.0,
+        vf_coef: float = 1.0,
+        max_grad_norm: float | None = None,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        target_kl: float | None = None,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        clip_actions: bool = True,
+        bootstrap_on_timeout: bool = True,
+    ):
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None is ours: no gradient clipping
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+            supported_action_spaces=(spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary),
+        )
+        self.batch_size = batch_size
+        self.n_epochs = n_epochs
+        self.clip_range = clip_range
+        self.clip_range_vf = clip_range_vf
+        self.normalize_advantage = normalize_advantage
+        self.target_kl = target_kl
+        self.clip_actions = clip_actions
+        self.bootstrap_on_timeout = bootstrap_on_timeout
+        if _init_setup_model:
+            self._setup_model()
+
+    # ---------------------------------------------------------------- hooks
+
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        """The surrogate objective that the policy maximises.
+
+        :param batch: a minibatch of ``M`` samples
+        :return: the objective of each sample, shape ``(M,)``
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no objective")
+
+    def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
+        """What to log as ``train/<name>``: a scalar each, averaged over the minibatches of the update.
+
+        Computed without gradients; by default ``clip_fraction``, the share of samples whose ratio lies outside
+        1 ± ε, where there is an ε.
+        """
+        if batch.clip_range is None:
+            return {}
+        return {"clip_fraction": (th.abs(batch.ratio - 1) > batch.clip_range).float().mean()}
+
+    def after_update(self, kl: float) -> None:
+        """Called once per update, after the last epoch: the place for rules that prepare the next update.
+
+        :param kl: exact E[KL[π_old, π_new]] over the whole batch, in nats; NaN where it is not known
+        """
+
+    # ---------------------------------------------------------------- set-up
+
+    def _setup_model(self) -> None:
+        self._check_arguments()
+        super()._setup_model()
+        if self.clip_range is not None:
+            self.clip_range = FloatSchedule(self.clip_range)
+        if self.clip_range_vf is not None:
+            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        self._knows_kl = family_of(self.policy.action_dist) is not None
+        if self.needs_kl and not self._knows_kl:
+            ActionDistribution.from_sb3(self.policy.action_dist)  # raises, and names the distribution
+
+    def _check_arguments(self) -> None:
+        """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""
+        require("learning_rate", self.learning_rate, "a number >= 0 or a schedule", lambda value: value >= 0)
+        require("n_steps", self.n_steps, "an integer >= 1", lambda value: value >= 1)
+        require("batch_size", self.batch_size, "an integer >= 1", lambda value: value >= 1)
+        require("n_epochs", self.n_epochs, "an integer >= 1", lambda value: value >= 1)
+        require("gamma", self.gamma, "a number in [0, 1]", lambda value: 0 <= value <= 1)
+        require("gae_lambda", self.gae_lambda, "a number in [0, 1]", lambda value: 0 <= value <= 1)
+        require("clip_range", self.clip_range, "a number >= 0, a schedule or None", lambda value: value >= 0)
+        require("clip_range_vf", self.clip_range_vf, "a number > 0, a schedule or None", lambda value: value > 0)
+        require("max_grad_norm", self.max_grad_norm, "a number > 0 or None", lambda value: value > 0)
+        require("target_kl", self.target_kl, "a number > 0 or None", lambda value: value > 0)
+        require_choice("normalize_advantage", self.normalize_advantage, (True, False, "batch"))
+        self._check_standardisation()
+
+    def _check_standardisation(self) -> None:
+        rollout_size = self.n_steps * self.n_envs
+        if self.normalize_advantage == "batch" and rollout_size < 2:
+            raise ValueError(
+                f"normalize_advantage='batch' needs n_steps * n_envs >= 2 samples to standardise; "
+                f"got n_steps={self.n_steps} and n_envs={self.n_envs}"
+            )
+        if self.normalize_advantage is True and min(self.batch_size, rollout_size) < 2:
+            raise ValueError(
+                f"normalize_advantage=True needs batch_size >= 2 and n_steps * n_envs >= 2; "
+                f"got batch_size={self.batch_size}, n_steps={self.n_steps} and n_envs={self.n_envs}"
+            )
+        if self.env is not None and rollout_size % self.batch_size > 0:
+            warnings.warn(
+                f"batch_size={self.batch_size} does not divide the rollout of n_steps * n_envs = {rollout_size} "
+                f"samples: the last minibatch of each epoch holds {rollout_size % self.batch_size}",
+                stacklevel=2,
+            )
+
+    # ---------------------------------------------------------------- acting
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """The policy's action, as SB3's ``predict``; not clipped to the action space if ``clip_actions`` is False.
+
+        :param observation: ``(*obs_shape)`` or ``(n_envs, *obs_shape)``, or a dict of such arrays
+        :param state: passed through; these policies have no memory
+        :param episode_start: without effect on these policies
+        :param deterministic: the distribution's mode instead of a sample
+        :return: the action, ``(*action_shape)`` or ``(n_envs, *action_shape)``, and ``state``
+        """
+        if self.clip_actions or not self._acts_in_a_box():
+            return self.policy.predict(observation, state, episode_start, deterministic)
+        self.policy.set_training_mode(False)
+        obs_tensor, is_vectorized = self.policy.obs_to_tensor(observation)
+        with th.no_grad():
+            actions = self.policy._predict(obs_tensor, deterministic=deterministic).cpu().numpy()
+        shape = self.action_space.shape
+        assert shape is not None
+        return actions.reshape((-1, *shape) if is_vectorized else shape), state
+
+    def _acts_in_a_box(self) -> bool:
+        """Whether actions come from an unbounded Gaussian and may leave the action space."""
+        return isinstance(self.action_space, spaces.Box) and not self.policy.squash_output
+
+    def _to_environment(self, actions: np.ndarray) -> np.ndarray:
+        """The sampled actions as the environment is to see them."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        return np.clip(actions, self.action_space.low, self.action_space.high) if self.clip_actions else actions
+
+    def _sample_noise(self, n_envs: int, step: int) -> None:
+        """Draw a new gSDE noise matrix where one is due before ``step`` of the rollout."""
+        if self.use_sde and self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0:
+            self.policy.reset_noise(n_envs)
+
+    def _credit_timeouts(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
+        """Add γ V(last observation) to the last reward of each episode that a time limit cut, in place."""
+        for idx in np.flatnonzero(dones):
+            last_observation = infos[idx].get("terminal_observation")
+            if last_observation is None or not infos[idx].get("TimeLimit.truncated", False):
+                continue
+            observation = self.policy.obs_to_tensor(last_observation)[0]
+            with th.no_grad():
+                rewards[idx] += self.gamma * self.policy.predict_values(observation)[0]
+
+    def collect_rollouts(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
+        """Fill the buffer with ``n_rollout_steps`` timesteps of each environment.
+
+        As SB3's, with ``clip_actions`` and ``bootstrap_on_timeout``. Callbacks find the same names in
+        ``locals``: ``actions``, ``clipped_actions`` (what the environment was given), ``values``,
+        ``log_probs``, ``new_obs``, ``rewards``, ``dones``, ``infos``, ``n_steps``, …
+
+        :return: False if a callback ended the training
+        """
+        assert self._last_obs is not None, "collect_rollouts needs the observation that learn() sets up"
+        self.policy.set_training_mode(False)
+        n_steps = 0
+        rollout_buffer.reset()
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        callback.on_rollout_start()
+
+        while n_steps < n_rollout_steps:
+            self._sample_noise(env.num_envs, n_steps)
+            with th.no_grad():
+                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+                actions, values, log_probs = self.policy(obs_tensor)
+            actions = actions.cpu().numpy()
+            clipped_actions = self._to_environment(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                return False
+
+            self._update_info_buffer(infos, dones)
+            n_steps += 1
+            if isinstance(self.action_space, spaces.Discrete):
+                actions = actions.reshape(-1, 1)
+            if self.bootstrap_on_timeout:
+                self._credit_timeouts(rewards, dones, infos)
+            rollout_buffer.add(
+                self._last_obs,  # type: ignore[arg-type]
+                actions,
+                rewards,
+                self._last_episode_starts,  # type: ignore[arg-type]
+                values,
+                log_probs,
+            )
+            self._last_obs = new_obs  # type: ignore[assignment]
+            self._last_episode_starts = dones
+
+        with th.no_grad():
+            values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
+        rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    # ---------------------------------------------------------------- learning
+
+    def train(self) -> None:
+        """One update (Algorithm 1): K epochs of minibatch steps on the rollout, then the rules between updates.
+
+        :raises FloatingPointError: if the loss, or a KL that the algorithm needs, is not finite; names the iteration
+        """
+        self.policy.set_training_mode(False)
+        rollout = read_rollout(self.rollout_buffer, self.policy, with_reference=self._knows_kl)
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self.policy.optimizer)
+        constants = _UpdateConstants(
+            clip_range=self._current_value("clip_range", self.clip_range),
+            clip_range_vf=self._current_value("clip_range_vf", self.clip_range_vf),
+            advantage_mean=float(self.rollout_buffer.advantages.mean()),
+            advantage_std=float(self.rollout_buffer.advantages.std()),
+        )
+        metrics = MeanMetrics()
+
+        for epoch in range(self.n_epochs):
+            finished = True
+            for samples, old_distribution in rollout.minibatches(self.batch_size):
+                batch = self._evaluate(samples, old_distribution, constants)
+                finished = self._minibatch_step(batch, constants.clip_range_vf, metrics)
+                if not finished:
+                    break
+            self._n_updates += 1
+            if not finished:
+                if self.verbose >= 1:
+                    print(f"Stopped the update in epoch {epoch}: approx_kl exceeds 1.5 * target_kl")
+                break
+
+        self.policy.set_training_mode(False)
+        kl = rollout.mean_kl(self.policy) if self._knows_kl else math.nan
+        means = metrics.means()
+        self._check_finite(means["loss"], kl)
+        self._log_update(means, kl, constants)
+        self.after_update(kl)
+
+    def _current_value(self, name: str, schedule: Any) -> float | None:
+        """A coefficient's value in this update, from its schedule."""
+        if schedule is None:
+            return None
+        value = schedule(self._current_progress_remaining)
+        if not value >= 0:
+            raise ValueError(f"{name} must be >= 0 throughout; its schedule gave {value} at {self._position()}")
+        return value
+
+    def _evaluate(
+        self, samples: RolloutBufferSamples, old_distribution: ActionDistribution | None, constants: _UpdateConstants
+    ) -> Minibatch:
+        """Evaluate a minibatch under the current policy."""
+        actions = samples.actions
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.long().flatten()
+        try:
+            values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
+        except ValueError as error:  # torch's distributions refuse NaN parameters
+            if any(not parameter.isfinite().all() for parameter in self.policy.parameters()):
+                raise self._divergence("the policy's parameters are no longer finite") from error
+            raise
+        kl = None
+        if self.needs_kl and old_distribution is not None:
+            kl = old_distribution.kl(self._just_evaluated(samples.observations))
+        return Minibatch(
+            observations=samples.observations,
+            actions=actions,
+            advantages=self._standardise(samples.advantages, constants),
+            returns=samples.returns,
+            old_values=samples.old_values,
+            old_log_prob=samples.old_log_prob,
+            values=values.flatten(),
+            log_prob=log_prob,
+            entropy=entropy,
+            ratio=losses.probability_ratio(log_prob, samples.old_log_prob),
+            kl=kl,
+            clip_range=constants.clip_range,
+        )
+
+    def _just_evaluated(self, observations: PyTorchObs) -> ActionDistribution:
+        """π_θ at the observations that ``evaluate_actions`` has just seen, with gradients.
+
+        SB3's own ``evaluate_actions`` leaves it in ``policy.action_dist``; a user's may not.
+        """
+        if type(self.policy).evaluate_actions is ActorCriticPolicy.evaluate_actions:
+            return ActionDistribution.from_sb3(self.policy.action_dist)
+        return policy_distribution(self.policy, observations)
+
+    def _standardise(self, advantages: th.Tensor, constants: _UpdateConstants) -> th.Tensor:
+        if self.normalize_advantage == "batch":
+            return (advantages - constants.advantage_mean) / (constants.advantage_std + ADVANTAGE_EPSILON)
+        # A last, truncated minibatch of one sample has no deviation; SB3 leaves it as it is.
+        if self.normalize_advantage and len(advantages) > 1:
+            return (advantages - advantages.mean()) / (advantages.std() + ADVANTAGE_EPSILON)
+        return advantages
+
+    def _minibatch_step(self, batch: Minibatch, clip_range_vf: float | None, metrics: MeanMetrics) -> bool:
+        """One gradient step on ``−objective − c2 S + c1 L^VF`` (eq. 9); False if ``target_kl`` forbids it."""
+        policy_loss = -self.objective(batch).mean()
+        values = batch.values
+        if clip_range_vf is not None:
+            values = losses.clipped_values(values, batch.old_values, clip_range_vf)
+        value_loss = losses.value_loss(values, batch.returns)
+        # Without a closed form, the negative log-probability of the taken actions estimates the entropy.
+        entropy_loss = -th.mean(-batch.log_prob if batch.entropy is None else batch.entropy)
+        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
+
+        with th.no_grad():
+            approx_kl = losses.approximate_kl(batch.log_prob - batch.old_log_prob)
+            metrics.add(
+                policy_gradient_loss=policy_loss,
+                value_loss=value_loss,
+                entropy_loss=entropy_loss,
+                loss=loss,
+                approx_kl=approx_kl,
+                **self.minibatch_metrics(batch),
+            )
+        if self.target_kl is not None and approx_kl.item() > EARLY_STOPPING_FACTOR * self.target_kl:
+            return False
+
+        self.policy.optimizer.zero_grad()
+        loss.backward()
+        if self.max_grad_norm is not None:
+            th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
+        self.policy.optimizer.step()
+        return True
+
+    def _position(self) -> str:
+        """Where the training stands, for messages."""
+        iteration = self.num_timesteps // (self.n_steps * self.n_envs)
+        return f"iteration {iteration} ({self.num_timesteps} timesteps)"
+
+    def _divergence(self, what: str) -> FloatingPointError:
+        return FloatingPointError(
+            f"{what} at {self._position()}: the training has diverged; go back to the last saved model, with a "
+            f"smaller learning_rate or fewer n_epochs"
+        )
+
+    def _check_finite(self, loss: float, kl: float) -> None:
+        if self.needs_kl and not math.isfinite(kl):
+            raise self._divergence(f"KL[π_old, π_new] is {kl}")
+        if not math.isfinite(loss):
+            raise self._divergence(f"the loss is {loss}")
+
+    def _log_update(self, means: dict[str, float], kl: float, constants: _UpdateConstants) -> None:
+        """Log the update under SB3's names: means over all its minibatches, and the exact KL after it."""
+        for name, value in means.items():
+            self.logger.record(f"train/{name}", value)
+        if self._knows_kl:
+            self.logger.record("train/kl", kl)
+        buffer = self.rollout_buffer
+        explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
+        self.logger.record("train/explained_variance", explained)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name, limit in (("clip_range", constants.clip_range), ("clip_range_vf", constants.clip_range_vf)):
+            if limit is not None:
+                self.logger.record(f"train/{name}", limit)
+
+    def learn(
+        self: SelfAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfAlgorithm:
+        """Train for ``total_timesteps``, as SB3's ``learn``.
+
+        :param tb_log_name: name of the TensorBoard run; None: the algorithm's name
+        :return: the algorithm itself
+        """
+        return super().learn(
+            total_timesteps=total_timesteps,
+            callback=callback,
+            log_interval=log_interval,
+            tb_log_name=tb_log_name or type(self).__name__,
+            reset_num_timesteps=reset_num_timesteps,
+            progress_bar=progress_bar,
+        )
+
+
+class MeanMetrics:
+    """Running means of scalar tensors, read from the device once, at the end."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, th.Tensor] = {}
+        self._counts: defaultdict[str, int] = defaultdict(int)
+
+    def add(self, **values: th.Tensor) -> None:
+        """Count one more observation of each of ``values``, scalars without gradients."""
+        for name, value in values.items():
+            value = value.detach()
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] += 1
+
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over what was added."""
+        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}

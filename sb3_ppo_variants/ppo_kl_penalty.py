@@ -1,0 +1,92 @@
+"""PPO with a penalty on the KL divergence, L^KLPEN (§4)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch as th
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import GymEnv, Schedule
+
+from sb3_ppo_variants import losses
+from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.controllers import adapt_beta
+from sb3_ppo_variants.on_policy import Minibatch, PaperOnPolicyAlgorithm
+
+
+class PPOAdaptiveKLPaper(PaperOnPolicyAlgorithm):
+    """PPO with the adaptive KL penalty of eq. 8 and §4, with the defaults of the paper's Table 3.
+
+    After each update β is halved where E[KL[π_old, π_new]] over the whole batch fell below ``kl_target`` / 1.5,
+    doubled where it exceeded 1.5 ``kl_target``; the new β serves the next update. The KL is the exact one of the
+    whole distribution, against π_old's as stored before the update.
+
+    Takes every argument of SB3's ``PPO``; see :class:`PaperOnPolicyAlgorithm` for them and for what is ours.
+    ``target_kl`` keeps SB3's meaning, early stopping, and has nothing to do with ``kl_target``.
+
+    ``beta`` is the live coefficient: logged as ``train/beta``, saved with the model and restored with it.
+
+    :param clip_range: ε of a clip applied together with the penalty (§4 names the combination), or a schedule
+        of it; None (default): no clipping
+    :param kl_target: d_targ > 0, in nats (Table 1's best: 0.01)
+    :param beta_init: β ≥ 0 of the first update (caption of Table 1: 1; the Korean review that this project
+        started from says "about 2", and the paper's own caption wins); 0: no penalty, ever, as neither halving
+        nor doubling moves it
+    :raises ValueError: for an argument outside its range, named in the message
+    :raises TypeError: for a policy whose distribution has no known exact KL
+    """
+
+    needs_kl = True
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 3e-4,
+        n_steps: int = 2048,
+        batch_size: int = 64,
+        n_epochs: int = 10,
+        gamma: float = 0.99,
+        gae_lambda: float = 0.95,
+        clip_range: float | Schedule | None = None,
+        *args: Any,
+        kl_target: float = 0.01,
+        beta_init: float = 1.0,
+        **kwargs: Any,
+    ):
+        self.kl_target = kl_target
+        self.beta_init = beta_init
+        self.beta = beta_init
+        super().__init__(
+            policy,
+            env,
+            learning_rate,
+            n_steps,
+            batch_size,
+            n_epochs,
+            gamma,
+            gae_lambda,
+            clip_range,
+            *args,
+            **kwargs,
+        )
+
+    def _check_arguments(self) -> None:
+        super()._check_arguments()
+        require("kl_target", self.kl_target, "a number > 0", lambda value: 0 < value < math.inf)
+        require("beta_init", self.beta_init, "a finite number >= 0", lambda value: 0 <= value < math.inf)
+
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        """L^KLPEN of each sample (eq. 8), on top of L^CLIP where a ``clip_range`` is set (§4), shape ``(M,)``."""
+        assert batch.kl is not None
+        if batch.clip_range is None:
+            surrogate = losses.conservative_policy_iteration(batch.ratio, batch.advantages)
+        else:
+            surrogate = losses.clipped_surrogate(batch.ratio, batch.advantages, batch.clip_range)
+        return losses.kl_penalized_surrogate(surrogate, batch.kl, self.beta)
+
+    def after_update(self, kl: float) -> None:
+        """Log the β that this update used, and set the next one's (§4)."""
+        self.logger.record("train/beta", self.beta)
+        self.beta = adapt_beta(self.beta, kl, self.kl_target)
