@@ -9,6 +9,8 @@ import inspect
 import math
 import warnings
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -36,7 +38,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.arguments import extend_signature, require, require_choice
 from sb3_ppo_variants.distributions import ActionDistribution, family_of
-from sb3_ppo_variants.rollout_data import policy_distribution, read_rollout
+from sb3_ppo_variants.rollout_data import Rollout, policy_distribution, read_rollout
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 
@@ -414,6 +416,16 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         )
         metrics = MeanMetrics()
 
+        with self._naming_divergence():
+            self._run_epochs(rollout, constants, metrics)
+            self.policy.set_training_mode(False)
+            kl = rollout.mean_kl(self.policy) if self._knows_kl else math.nan
+        means = metrics.means()
+        self._check_finite(means["loss"], kl)
+        self._log_update(means, kl, constants)
+        self.after_update(kl)
+
+    def _run_epochs(self, rollout: Rollout, constants: _UpdateConstants, metrics: MeanMetrics) -> None:
         for epoch in range(self.n_epochs):
             finished = True
             for samples, old_distribution in rollout.minibatches(self.batch_size):
@@ -426,13 +438,6 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
                 if self.verbose >= 1:
                     print(f"Stopped the update in epoch {epoch}: approx_kl exceeds 1.5 * target_kl")
                 break
-
-        self.policy.set_training_mode(False)
-        kl = rollout.mean_kl(self.policy) if self._knows_kl else math.nan
-        means = metrics.means()
-        self._check_finite(means["loss"], kl)
-        self._log_update(means, kl, constants)
-        self.after_update(kl)
 
     def _current_value(self, name: str, schedule: Any) -> float | None:
         """A coefficient's value in this update, from its schedule."""
@@ -450,12 +455,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         actions = samples.actions
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.long().flatten()
-        try:
-            values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
-        except ValueError as error:  # torch's distributions refuse NaN parameters
-            if any(not parameter.isfinite().all() for parameter in self.policy.parameters()):
-                raise self._divergence("the policy's parameters are no longer finite") from error
-            raise
+        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
         kl = None
         if self.needs_kl and old_distribution is not None:
             kl = old_distribution.kl(self._just_evaluated(samples.observations))
@@ -526,6 +526,16 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         """Where the training stands, for messages."""
         iteration = self.num_timesteps // (self.n_steps * self.n_envs)
         return f"iteration {iteration} ({self.num_timesteps} timesteps)"
+
+    @contextmanager
+    def _naming_divergence(self) -> Iterator[None]:
+        """Turn torch's complaint about a distribution's parameters into one that says what happened and when."""
+        try:
+            yield
+        except ValueError as error:
+            if "to satisfy the constraint" not in str(error):
+                raise
+            raise self._divergence("the policy's distribution has parameters outside their range") from error
 
     def _divergence(self, what: str) -> FloatingPointError:
         return FloatingPointError(

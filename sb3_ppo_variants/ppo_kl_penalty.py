@@ -74,7 +74,7 @@ class PPOAdaptiveKLPaper(PaperOnPolicyAlgorithm):
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
-        require("kl_target", self.kl_target, "a number > 0", lambda value: 0 < value < math.inf)
+        require("kl_target", self.kl_target, "a finite number > 0", lambda value: 0 < value < math.inf)
         require("beta_init", self.beta_init, "a finite number >= 0", lambda value: 0 <= value < math.inf)
 
     def objective(self, batch: Minibatch) -> th.Tensor:

@@ -98,9 +98,10 @@ class CustomRollout:
         return policy_distribution(self._old_policy, samples.observations)
 
 
-def read_rollout(
-    buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool
-) -> StoredRollout | CustomRollout:
+Rollout = StoredRollout | CustomRollout
+
+
+def read_rollout(buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool) -> Rollout:
     """The rollout in ``buffer``, by the fast path where the buffer's reading methods are SB3's own."""
     stock_methods = [(cls.get, cls._get_samples) for cls in (RolloutBuffer, DictRolloutBuffer)]
     is_stock = (type(buffer).get, type(buffer)._get_samples) in stock_methods

@@ -1,0 +1,304 @@
+"""The ``ppo-variants`` command: train, watch, film and plot through rl_zoo3, list what there is, run the demo."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import gymnasium as gym
+
+import sb3_ppo_variants
+from sb3_ppo_variants import ALGORITHMS, zoo
+
+PROGRAM = "ppo-variants"
+DEFAULT_ALGO = "ppo_clip_paper"
+DEFAULT_ENV = "CartPole-v1"
+DEFAULT_FOLDER = "logs"
+
+# The modules of the [zoo] extra that rl_zoo3's scripts import, some of them only when they are half done.
+ZOO_MODULES = ("rl_zoo3", "sb3_contrib", "requests", "yaml", "tensorboard", "tqdm", "rich", "moviepy", "matplotlib")
+
+# Exit codes: argparse's for wrong usage, the shell's for an interrupt.
+WRONG_USAGE = 2
+INTERRUPTED = 130
+
+# A curve is smoothed over this many episodes (rl_zoo3's choice), or over a tenth of them in a short run.
+CURVE_WINDOW = 100
+
+
+class Request(NamedTuple):
+    """What the command line asks for: the few flags we look at, and all of them for rl_zoo3's own parser."""
+
+    command: str
+    algo: str
+    env: str
+    folder: Path
+    flags: argparse.Namespace
+    arguments: list[str]
+
+    @property
+    def program(self) -> str:
+        return f"{PROGRAM} {self.command}"
+
+
+class Command(NamedTuple):
+    """A subcommand that runs one of rl_zoo3's scripts."""
+
+    summary: str
+    run: Callable[[Request], None]
+    folder_flag: str
+    ours: str
+    """What differs from rl_zoo3's own help, for ``-h``."""
+
+
+# ------------------------------------------------------------------ commands that run rl_zoo3
+
+
+def train(request: Request) -> None:
+    """Train, with a progress bar and TensorBoard logs unless told otherwise."""
+    # Defaults come first: of two values for a flag, argparse takes the last.
+    arguments = ["--algo", DEFAULT_ALGO]
+    if not request.flags.no_progress:
+        arguments.append("--progress")
+    if not request.flags.optimize_hyperparameters:  # a search writes none, and rl_zoo3 warns
+        arguments += ["--tensorboard-log", str(request.folder / "tb")]
+    zoo.train(request.program, arguments + [item for item in request.arguments if item != "--no-progress"])
+    if not request.flags.optimize_hyperparameters:
+        folder = "" if request.folder == Path(DEFAULT_FOLDER) else f" -f {request.folder}"
+        print(f"Next: {PROGRAM} enjoy|record|plot --algo {request.algo} --env {request.env}{folder}")
+
+
+def enjoy(request: Request) -> None:
+    """Run a trained agent; without a display, only its scores."""
+    arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER]
+    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        print(f"No display: scores only. `{PROGRAM} record` makes a film.")
+        arguments.append("--no-render")
+    zoo.enjoy(request.program, arguments + request.arguments)
+
+
+def record(request: Request) -> None:
+    """Film a trained agent."""
+    # The film takes its own frames; `--no-render` spares rendering each one twice.
+    arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER, "--no-render", *request.arguments]
+    zoo.record(request.program, arguments)
+    folder = request.flags.output or request.folder / request.algo
+    films = sorted(Path(folder).rglob("*.mp4"), key=lambda film: film.stat().st_mtime)
+    print(f"Film: {films[-1]}" if films else f"No film was written to {folder}")
+
+
+def plot(request: Request) -> None:
+    """Draw the training curves of all runs of an algorithm on a task into one PNG."""
+    runs = [path for path in (request.folder / request.algo).glob(f"{request.env}_*") if path.is_dir()]
+    episodes = [count for count in map(_count_episodes, runs) if count > 0]
+    if not episodes:
+        raise ValueError(f"no finished episode of {request.algo} on {request.env} in {request.folder}")
+    picture = Path(request.flags.output or request.folder / request.algo / f"{request.env}_curve.png")
+    picture.parent.mkdir(parents=True, exist_ok=True)
+    window = max(1, min(CURVE_WINDOW, min(episodes) // 10))
+    arguments = ["--algo", DEFAULT_ALGO, "--env", DEFAULT_ENV, "-f", DEFAULT_FOLDER, "-w", str(window)]
+    zoo.plot(request.program, arguments + _without_output(request.arguments), picture)
+    print(f"Curve: {picture} ({len(episodes)} run{'s' if len(episodes) > 1 else ''})")
+
+
+def _count_episodes(run: Path) -> int:
+    """Episodes in a run's monitor files, each of which begins with two lines of header."""
+    return sum(len(path.read_text().splitlines()) - 2 for path in run.glob("*monitor.csv"))
+
+
+def _without_output(arguments: list[str]) -> list[str]:
+    """The arguments without our own ``-o``, which rl_zoo3's plot does not know."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("-o", "--output")
+    return parser.parse_known_args(arguments)[1]
+
+
+COMMANDS = {
+    "train": Command(
+        "train an algorithm on a task",
+        train,
+        "--log-folder",
+        "Settings come from our zoo_configs (see `ppo-variants list`); --algo ppo_clip_paper, --progress and\n"
+        "--tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.",
+    ),
+    "enjoy": Command(
+        "run a trained agent and print its scores",
+        enjoy,
+        "--folder",
+        "--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.",
+    ),
+    "record": Command(
+        "film a trained agent",
+        record,
+        "--folder",
+        "--algo ppo_clip_paper and -f logs are the defaults.",
+    ),
+    "plot": Command(
+        "draw training curves into a PNG",
+        plot,
+        "--exp-folder",
+        "--algo ppo_clip_paper, --env CartPole-v1 and -f logs are the defaults; -o names the PNG.",
+    ),
+}
+
+# ------------------------------------------------------------------ commands of our own
+
+
+def show_list() -> None:
+    """Print the algorithms, tasks and configs; needs no extra."""
+    print("Algorithms (--algo), besides rl_zoo3's own")
+    print(_table([(name, class_name, _description(name)) for name, class_name in ALGORITHMS.items()]))
+    print("\nTasks (--env), besides every other task that gymnasium knows")
+    print(_table([_task_row(spec) for spec in gym.registry.values() if _is_ours(spec)]))
+    print("\nConfigs: algorithm and the tasks it has settings for")
+    print(_table([(name, ", ".join(configured_tasks(name))) for name in ALGORITHMS]))
+    print(f"  in {zoo.data_folder('zoo_configs')}")
+
+
+def configured_tasks(algo: str) -> list[str]:
+    """The tasks that a shipped config has an entry for: its top-level keys, read without a YAML parser."""
+    return re.findall(r"^([\w./-]+):", _config_text(algo), re.MULTILINE)
+
+
+def _config_text(algo: str) -> str:
+    path = zoo.config_path(algo)
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def _description(algo: str) -> str:
+    """The first line of the algorithm's config, a comment: reading the class would load torch."""
+    return _config_text(algo).partition("\n")[0].lstrip("# ")
+
+
+def _is_ours(spec: gym.envs.registration.EnvSpec) -> bool:
+    return str(spec.entry_point).startswith(f"{sb3_ppo_variants.__name__}.")
+
+
+def _task_row(spec: gym.envs.registration.EnvSpec) -> tuple[str, ...]:
+    return spec.id, f"{spec.max_episode_steps} steps", f"solved at {spec.reward_threshold:g}"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    """Rows as aligned columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    padded = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "\n".join(f"  {line.rstrip()}" for line in padded)
+
+
+def demo(argv: list[str]) -> int:
+    """Run the walk-through: train, evaluate, plot and film the humanoid."""
+    from sb3_ppo_variants.demo import main as run_demo
+
+    return run_demo(argv) or 0
+
+
+# ------------------------------------------------------------------ the command line
+
+SUMMARIES = {
+    **{name: command.summary for name, command in COMMANDS.items()},
+    "list": "show algorithms, tasks and configs",
+    "demo": "train, evaluate, plot and film the humanoid in a few minutes",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one subcommand.
+
+    :param argv: the arguments after the program's name; None: those of the process
+    :return: 0, or 2 for wrong usage, or 130 after Ctrl-C
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    command, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
+    if command in ("-h", "--help"):
+        print(_help())
+        return 0
+    if command == "--version":
+        print(f"{PROGRAM} {sb3_ppo_variants.__version__}")
+        return 0
+    try:
+        return _dispatch(command, arguments)
+    except KeyboardInterrupt:
+        print(f"{PROGRAM} {command}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        if not is_users_mistake(error):
+            raise
+        print(f"{PROGRAM} {command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return WRONG_USAGE
+
+
+def _help() -> str:
+    commands = _table(list(SUMMARIES.items()))
+    return (
+        f"usage: {PROGRAM} <command> [flags]\n\n{sb3_ppo_variants.__doc__.splitlines()[0]}\n\n"
+        f"commands:\n{commands}\n\n`{PROGRAM} <command> -h` shows the flags of a command; --version the version.\n\n"
+        f"example: {PROGRAM} train --algo {DEFAULT_ALGO} --env {DEFAULT_ENV} -n 20000"
+    )
+
+
+def _dispatch(command: str, arguments: list[str]) -> int:
+    zoo.check_names("command", [command], SUMMARIES)
+    if command == "demo":
+        return demo(arguments)
+    if command == "list":
+        argparse.ArgumentParser(f"{PROGRAM} list", description=SUMMARIES["list"]).parse_args(arguments)
+        show_list()
+        return 0
+    if any(_is_missing(module) for module in ZOO_MODULES):
+        print(f'{PROGRAM} {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"', file=sys.stderr)
+        return WRONG_USAGE
+    zoo.register()
+    request = read_request(command, arguments)
+    if {"-h", "--help"} & set(arguments):
+        print(f"{COMMANDS[command].ours}\nAll else is rl_zoo3's:\n")
+    else:
+        zoo.check_names("algorithm", [request.algo], zoo.algorithm_names())
+        zoo.check_names("task", request.flags.env, gym.registry, list_allowed=False)
+    COMMANDS[command].run(request)
+    return 0
+
+
+def _is_missing(module: str) -> bool:
+    return importlib.util.find_spec(module) is None
+
+
+def read_request(command: str, arguments: list[str]) -> Request:
+    """Read the few flags that we need to know, and import the user's own task packages."""
+    parser = argparse.ArgumentParser(f"{PROGRAM} {command}", add_help=False, allow_abbrev=False)
+    short = ("-a", "-e") if command == "plot" else ()
+    parser.add_argument("--algo", *short[:1], default=DEFAULT_ALGO)
+    parser.add_argument("--env", *short[1:], default=[DEFAULT_ENV], nargs="+")
+    parser.add_argument("-f", COMMANDS[command].folder_flag, dest="folder", default=DEFAULT_FOLDER, type=Path)
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
+    parser.add_argument("--no-progress", action="store_true")
+    parser.add_argument("-o", "--output-folder", "--output", dest="output")
+    flags, _ = parser.parse_known_args(arguments)
+    for package in flags.gym_packages:
+        importlib.import_module(package)
+    return Request(command, flags.algo, flags.env[0], flags.folder, flags, arguments)
+
+
+def is_users_mistake(error: Exception) -> bool:
+    """Whether an error is somebody's deliberate word about an argument, to be shown without a traceback.
+
+    That is: raised by a ``raise`` or ``assert`` with a message, before the training began. What fails by
+    itself, or later, is a bug and keeps its traceback; a training that diverged is neither, and says so.
+    """
+    if isinstance(error, FloatingPointError):
+        return True
+    frames = traceback.extract_tb(error.__traceback__)
+    deliberate = (frames[-1].line or "").startswith(("raise ", "assert "))
+    about_arguments = isinstance(error, (ValueError, TypeError, AssertionError, gym.error.Error))
+    return bool(about_arguments and deliberate and str(error) and all(frame.name != "learn" for frame in frames))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,359 @@
+"""Registers the algorithms with rl_zoo3 from outside, and runs its scripts: the only file that knows rl_zoo3.
+
+rl_zoo3 and torch load inside the functions, so that the command line can list and explain without them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib
+import inspect
+import runpy
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from copy import deepcopy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import sb3_ppo_variants
+from sb3_ppo_variants import ALGORITHMS
+
+if TYPE_CHECKING:
+    import optuna
+    from rl_zoo3.exp_manager import ExperimentManager
+else:
+    ExperimentManager = object
+
+# What rl_zoo3 itself reads from a config, before the rest goes to the algorithm's constructor.
+ZOO_KEYS = frozenset(
+    {
+        "callback",
+        "env_kwargs",
+        "env_wrapper",
+        "frame_stack",
+        "monitor_kwargs",
+        "n_envs",
+        "n_timesteps",
+        "normalize",
+        "vec_env_wrapper",
+    }
+)
+# Ours: how the environments are vectorised. `--vec-env` on the command line wins.
+VEC_ENV_KEY = "vec_env"
+VEC_ENVS = ("dummy", "subproc")
+# Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
+COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
+# rl_zoo3 cannot do without these.
+REQUIRED_KEYS = ("policy", "n_timesteps")
+
+# Activation functions by the names that rl_zoo3's own samplers use → their names in torch.nn.
+ACTIVATIONS = {"tanh": "Tanh", "relu": "ReLU", "elu": "ELU", "leaky_relu": "LeakyReLU"}
+
+SCHEDULE_FORMS = "a number, lin_<start> (down to 0) or {schedule: linear, start: …, end: …, end_fraction: 1.0}"
+
+
+def data_folder(name: str) -> Path:
+    """A data folder of the project: inside the package where it is installed, at the top of a checkout."""
+    package = Path(__file__).resolve().parent
+    installed = package / name
+    return installed if installed.is_dir() else package.parent / name
+
+
+def config_path(algo: str) -> Path:
+    """The settings that ship for an algorithm, one entry per task."""
+    return data_folder("zoo_configs") / f"{algo}.yml"
+
+
+def check_names(what: str, names: Iterable[object], allowed: Collection[str], *, list_allowed: bool = True) -> None:
+    """Check that every name is an allowed one.
+
+    :param what: what the names are, for the message
+    :param list_allowed: whether the message lists the allowed names besides the nearest one
+    :raises ValueError: for the first name that is not
+    """
+    for name in names:
+        if name in allowed:
+            continue
+        nearest = difflib.get_close_matches(str(name), allowed, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        choices = f" (allowed: {', '.join(sorted(allowed))})" if list_allowed else ""
+        raise ValueError(f"unknown {what} {name!r}{hint}{choices}")
+
+
+# ------------------------------------------------------------------ settings: what a config may say
+
+
+def read_hyperparams(algorithm: type, hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the settings of one task against an algorithm's constructor and turn YAML forms into objects.
+
+    :param algorithm: the algorithm's class
+    :param hyperparams: keys of the constructor and of rl_zoo3, as read from YAML or given with ``-params``
+    :return: a copy in which schedules and activation functions are objects
+    :raises ValueError: for an unknown or a missing key, or a form that cannot be read; names it
+    """
+    parameters = inspect.signature(algorithm).parameters
+    check_names("setting", hyperparams, {*parameters, *ZOO_KEYS, VEC_ENV_KEY} - COMMAND_LINE_KEYS)
+    for key in REQUIRED_KEYS:
+        if key not in hyperparams:
+            raise ValueError(f"the settings lack {key!r}; rl_zoo3 needs {' and '.join(REQUIRED_KEYS)}")
+    settings = {name: _read_setting(name, deepcopy(value), parameters) for name, value in hyperparams.items()}
+    if isinstance(settings.get("policy_kwargs"), Mapping):
+        settings["policy_kwargs"] = read_policy_kwargs(algorithm, settings["policy"], settings["policy_kwargs"])
+    return settings
+
+
+def _read_setting(name: str, value: Any, parameters: Mapping[str, inspect.Parameter]) -> Any:
+    if name in parameters and _takes_schedule(parameters[name]):
+        return read_schedule(name, value)
+    if isinstance(value, Mapping) and "schedule" in value:
+        scheduled = [key for key, parameter in parameters.items() if _takes_schedule(parameter)]
+        raise ValueError(f"{name} takes no schedule; those that do: {', '.join(scheduled)}")
+    if isinstance(value, str) and (name == "n_timesteps" or "float" in _annotation(parameters.get(name))):
+        with suppress(ValueError):  # no number: the constructor says what it wants
+            return float(value)  # YAML 1.1 reads `1e-3`, without a dot, as a string
+    return value
+
+
+def _annotation(parameter: inspect.Parameter | None) -> str:
+    return "" if parameter is None else str(parameter.annotation)
+
+
+def _takes_schedule(parameter: inspect.Parameter) -> bool:
+    return any(word in _annotation(parameter) for word in ("Schedule", "Callable"))
+
+
+def read_schedule(name: str, value: Any) -> Any:
+    """A schedule as a config writes it: see ``SCHEDULE_FORMS``. What is no string or mapping is returned as it is.
+
+    :raises ValueError: for a string or mapping that is none of the forms; names the setting
+    """
+    from stable_baselines3.common.utils import LinearSchedule
+
+    try:
+        if isinstance(value, str):
+            return LinearSchedule(float(value[4:]), 0.0, 1.0) if value.startswith("lin_") else float(value)
+        if isinstance(value, Mapping):
+            line = {"end_fraction": 1.0, **value}
+            if line.pop("schedule", None) != "linear" or set(line) != {"start", "end", "end_fraction"}:
+                raise ValueError
+            return LinearSchedule(**{key: float(number) for key, number in line.items()})
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} must be {SCHEDULE_FORMS}; got {value!r}") from None
+    return value
+
+
+def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the policy's arguments and replace the name of an activation function by its class.
+
+    :param algorithm: the algorithm's class, which knows the policies' aliases
+    :param policy: an alias, or the dotted name or class of a policy of the user's, whose arguments go unchecked
+    :raises ValueError: for an unknown argument or activation function
+    """
+    from torch import nn
+
+    if policy in algorithm.policy_aliases:
+        allowed = inspect.signature(algorithm.policy_aliases[policy]).parameters
+        check_names("policy_kwargs key", policy_kwargs, set(allowed) - {"args", "kwargs"})
+    arguments = dict(policy_kwargs)
+    activation = arguments.get("activation_fn")
+    if isinstance(activation, str):
+        check_names("activation_fn", [activation], ACTIVATIONS)
+        arguments["activation_fn"] = getattr(nn, ACTIVATIONS[activation])
+    return arguments
+
+
+# ------------------------------------------------------------------ rl_zoo3, extended from outside
+
+
+class _OurExperiments(ExperimentManager):
+    """What rl_zoo3's ``ExperimentManager`` lacks for our algorithms; :func:`register` mixes it in."""
+
+    def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any):
+        if kwargs.get("config") is None and algo in ALGORITHMS:
+            kwargs["config"] = str(config_path(algo))
+        super().__init__(args, algo, *rest, **kwargs)
+
+    def setup_experiment(self) -> Any:
+        """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
+        is_new = not Path(self.save_path).exists()
+        try:
+            return super().setup_experiment()
+        except Exception:
+            if is_new:
+                shutil.rmtree(self.save_path, ignore_errors=True)
+            raise
+
+    def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """As rl_zoo3's, but ``--trial-id 0`` is a trial too: rl_zoo3 tests whether the number is true."""
+        if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
+            raise ValueError(f"there is no config file {self.config}")
+        if self.storage and self.study_name and self.trial_id == 0:
+            trial = self.load_trial(self.storage, self.study_name, self.trial_id)
+            self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
+        return super().read_hyperparameters()
+
+    def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
+        """As rl_zoo3's, for our algorithms with every key checked and with the forms it does not know."""
+        if self.algo not in ALGORITHMS:
+            return super()._preprocess_hyperparams(hyperparams)
+        algorithm = getattr(sb3_ppo_variants, ALGORITHMS[self.algo])
+        settings = read_hyperparams(algorithm, hyperparams)
+        self._choose_vec_env(settings.pop(VEC_ENV_KEY, None))
+        # rl_zoo3 refuses `null` and mappings where it expects a schedule, and wraps plain numbers, whose
+        # range the constructor could then no longer check: it does not get to see them.
+        scheduled = {
+            name: settings.pop(name)
+            for name, parameter in inspect.signature(algorithm).parameters.items()
+            if name in settings and _takes_schedule(parameter)
+        }
+        processed, *others = super()._preprocess_hyperparams(settings)
+        return {**processed, **scheduled}, *others
+
+    def _choose_vec_env(self, name: str | None) -> None:
+        from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+        if name is None:
+            return
+        check_names(VEC_ENV_KEY, [name], VEC_ENVS)
+        # rl_zoo3's parser does not tell its default from what the user asked for.
+        on_command_line = any(argument.startswith("--vec") for argument in sys.argv[1:])
+        if self.default_vec_env_cls is None and not on_command_line:
+            self.vec_env_class = SubprocVecEnv if name == "subproc" else DummyVecEnv
+
+    def objective(self, trial: optuna.Trial) -> float:
+        """As rl_zoo3's, but it prunes only what diverged: there every ValueError and AssertionError is pruned."""
+        import optuna
+
+        try:
+            return super().objective(trial)
+        except FloatingPointError as error:
+            print(f"Trial {trial.number} diverged: {error}")
+            raise optuna.TrialPruned from error
+        except optuna.TrialPruned as pruned:
+            cause = pruned.__cause__
+            # torch's distributions say "invalid values" of NaN parameters; everything else is a bug.
+            if cause is None or "invalid values" in str(cause):
+                raise
+            raise cause from None
+
+
+class _WordsAndLiterals(argparse.Action):
+    """``key:value`` pairs whose values are Python literals or plain words.
+
+    rl_zoo3's own action evaluates them as code, on which a plain word (``surrogate:log_clip``) fails.
+    """
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        pairs = {}
+        for pair in values:
+            key, colon, value = pair.partition(":")
+            if not colon:
+                parser.error(f"argument {option_string}: expected key:value, got {pair!r}")
+            pairs[key] = read_literal(value)
+        setattr(namespace, self.dest, pairs)
+
+
+def read_literal(text: str) -> Any:
+    """A Python literal (number, string, None, True, list, dict, …), or the text itself where it is none."""
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError):
+        return text
+
+
+def _without_clip_range(algorithm: type, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A sampler or converter of rl_zoo3's PPO; where clipping is off by default, the search leaves it off."""
+    if inspect.signature(algorithm).parameters["clip_range"].default is not None:
+        return function
+
+    def unclipped(*args: Any) -> dict[str, Any]:
+        return {name: value for name, value in function(*args).items() if name != "clip_range"}
+
+    return unclipped
+
+
+def register() -> None:
+    """Make our algorithms, their configs and their search spaces known to rl_zoo3 in this process."""
+    import rl_zoo3.enjoy
+    import rl_zoo3.exp_manager
+    import rl_zoo3.train
+    import rl_zoo3.utils
+    from rl_zoo3 import hyperparams_opt
+
+    for name, class_name in ALGORITHMS.items():
+        algorithm = getattr(sb3_ppo_variants, class_name)
+        rl_zoo3.ALGOS[name] = algorithm
+        for table in (hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER):
+            table[name] = _without_clip_range(algorithm, table["ppo"])
+    manager = type("OurExperimentManager", (_OurExperiments, rl_zoo3.exp_manager.ExperimentManager), {})
+    # Each script has its own reference to what it imported by name.
+    for script in (rl_zoo3.train, rl_zoo3.enjoy):
+        vars(script).update(ExperimentManager=manager, StoreDict=_WordsAndLiterals)
+    rl_zoo3.utils.StoreDict = _WordsAndLiterals  # where record_video will find it
+
+
+def algorithm_names() -> list[str]:
+    """All algorithms that can be trained: ours first, then rl_zoo3's own."""
+    import rl_zoo3
+
+    return list(dict.fromkeys([*ALGORITHMS, *rl_zoo3.ALGOS]))
+
+
+# ------------------------------------------------------------------ rl_zoo3's scripts
+
+
+@contextmanager
+def _command_line(program: str, arguments: list[str]) -> Iterator[None]:
+    """rl_zoo3's scripts read ``sys.argv``."""
+    before = sys.argv
+    sys.argv = [program, *arguments]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def train(program: str, arguments: list[str]) -> None:
+    """Run ``rl_zoo3.train`` with these arguments."""
+    with _command_line(program, arguments):
+        importlib.import_module("rl_zoo3.train").train()
+
+
+def enjoy(program: str, arguments: list[str]) -> None:
+    """Run ``rl_zoo3.enjoy`` with these arguments."""
+    with _command_line(program, arguments):
+        importlib.import_module("rl_zoo3.enjoy").enjoy()
+
+
+def record(program: str, arguments: list[str]) -> None:
+    """Run ``rl_zoo3.record_video``, a script without a function, with these arguments."""
+    with _command_line(program, arguments):
+        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+
+
+def plot(program: str, arguments: list[str], picture: Path) -> None:
+    """Run ``rl_zoo3.plots.plot_train`` with these arguments, into a PNG in place of a window."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+    from rl_zoo3.plots.plot_train import plot_train
+
+    show = plt.show
+    plt.show = lambda *_args, **_kwargs: plt.savefig(picture, dpi=150)
+    try:
+        with _command_line(program, arguments):
+            plot_train()
+    finally:
+        plt.show = show
+        plt.close("all")

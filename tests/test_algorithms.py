@@ -1,0 +1,486 @@
+"""What users of SB3 rely on, for each algorithm of ours."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.envs import (
+    FakeImageEnv,
+    IdentityEnv,
+    IdentityEnvBox,
+    IdentityEnvMultiBinary,
+    IdentityEnvMultiDiscrete,
+    SimpleMultiObsEnv,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+import sb3_ppo_variants
+from sb3_ppo_variants import Minibatch, PaperOnPolicyAlgorithm, PPOAdaptiveKLPaper, PPOClipPaper, losses
+from tests.test_parity import CountingBuffer
+
+ALGORITHMS = [getattr(sb3_ppo_variants, name) for name in sb3_ppo_variants.ALGORITHMS.values()]
+SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
+
+every_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
+
+
+# ------------------------------------------------------------------ drop-in
+
+
+@every_algorithm
+def test_takes_every_argument_of_sb3_ppo_in_the_same_order(algorithm: type[PaperOnPolicyAlgorithm]) -> None:
+    theirs = list(inspect.signature(PPO).parameters)
+    ours = list(inspect.signature(algorithm).parameters)
+    assert ours[: len(theirs)] == theirs
+
+
+def test_positional_arguments_mean_what_they_mean_in_sb3() -> None:
+    arguments = (1e-3, 32, 16, 3, 0.9, 0.8, 0.1, 0.5, False, 0.01, 0.7, 0.4)
+    for algorithm in ALGORITHMS:
+        model = algorithm("MlpPolicy", "CartPole-v1", *arguments)
+        assert (model.learning_rate, model.n_steps, model.batch_size, model.n_epochs) == (1e-3, 32, 16, 3)
+        assert (model.gamma, model.gae_lambda, model.normalize_advantage) == (0.9, 0.8, False)
+        assert (model.clip_range(1), model.clip_range_vf(1)) == (0.1, 0.5)
+        assert (model.ent_coef, model.vf_coef, model.max_grad_norm) == (0.01, 0.7, 0.4)
+
+
+@every_algorithm
+def test_defaults_are_table_3(algorithm: type[PaperOnPolicyAlgorithm]) -> None:
+    model = algorithm("MlpPolicy", "Pendulum-v1", device="cpu")
+    # Table 3: T = 2048, stepsize 3e-4, K = 10, M = 64, γ = 0.99, λ = 0.95. §6.1: 2×64 tanh, no entropy bonus.
+    assert (model.n_steps, model.learning_rate, model.n_epochs, model.batch_size) == (2048, 3e-4, 10, 64)
+    assert (model.gamma, model.gae_lambda, model.ent_coef) == (0.99, 0.95, 0.0)
+    assert [
+        layer.out_features for layer in model.policy.mlp_extractor.policy_net if hasattr(layer, "out_features")
+    ] == [
+        64,
+        64,
+    ]
+    assert any(isinstance(layer, th.nn.Tanh) for layer in model.policy.mlp_extractor.policy_net)
+    # The authors' code, where the paper is silent.
+    assert (model.vf_coef, model.max_grad_norm, model.normalize_advantage) == (1.0, None, "batch")
+    # SB3's, where ours to choose.
+    assert (model.clip_actions, model.bootstrap_on_timeout) == (True, True)
+
+
+def test_defaults_that_the_variants_set() -> None:
+    clip = PPOClipPaper("MlpPolicy", "CartPole-v1")
+    assert clip.clip_range(1) == 0.2  # type: ignore[operator, misc]
+    penalty = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1")
+    assert (penalty.kl_target, penalty.beta_init, penalty.beta, penalty.clip_range) == (0.01, 1.0, 1.0, None)
+
+
+OBSERVATIONS: dict[str, tuple[str, Any]] = {
+    "dict": ("MultiInputPolicy", lambda: SimpleMultiObsEnv(random_start=False)),
+    "image": ("CnnPolicy", lambda: FakeImageEnv(screen_height=40, screen_width=40, n_channels=1, discrete=False)),
+    "box": ("MlpPolicy", lambda: IdentityEnvBox()),
+    "multi-discrete": ("MlpPolicy", lambda: IdentityEnvMultiDiscrete(3)),
+    "multi-binary": ("MlpPolicy", lambda: IdentityEnvMultiBinary(3)),
+}
+
+
+@every_algorithm
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_trains_saves_loads_and_predicts_the_same(
+    algorithm: type[PaperOnPolicyAlgorithm], name: str, tmp_path: Path
+) -> None:
+    policy, make_env = OBSERVATIONS[name]
+    model = algorithm(policy, make_env(), **SMALL).learn(128)
+    before = {key: tensor.clone() for key, tensor in model.policy.state_dict().items()}
+    model.save(tmp_path / "model")
+    loaded = algorithm.load(tmp_path / "model", env=model.env)
+    for key, tensor in loaded.policy.state_dict().items():
+        assert th.equal(tensor, before[key])
+    assert model.env is not None
+    observation: Any = model.env.reset()
+    assert np.array_equal(
+        model.predict(observation, deterministic=True)[0], loaded.predict(observation, deterministic=True)[0]
+    )
+    loaded.learn(64)
+    assert any(not th.equal(tensor, before[key]) for key, tensor in loaded.policy.state_dict().items())
+
+
+def test_zips_that_sb3_ppo_saved_load(tmp_path: Path) -> None:
+    theirs = PPO("MlpPolicy", "CartPole-v1", clip_range=LinearSchedule(0.3, 0.1, 1.0), **SMALL).learn(128)
+    theirs.save(tmp_path / "ppo")
+    ours = PPOClipPaper.load(tmp_path / "ppo", env=theirs.env)
+    observation = np.array([0.1, -0.2, 0.3, -0.4])
+    assert np.array_equal(
+        ours.predict(observation, deterministic=True)[0], theirs.predict(observation, deterministic=True)[0]
+    )
+    # What SB3 had set is kept, so that training goes on as it was.
+    assert (ours.vf_coef, ours.max_grad_norm, ours.normalize_advantage) == (0.5, 0.5, True)
+    assert ours.clip_range(0.5) == pytest.approx(0.2)  # type: ignore[operator, misc]
+    ours.learn(128, reset_num_timesteps=False)
+    assert ours.num_timesteps == 256
+
+
+@every_algorithm
+def test_loads_with_the_zeros_that_rl_zoo3_injects(algorithm: type[PaperOnPolicyAlgorithm], tmp_path: Path) -> None:
+    algorithm("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "model")
+    zeros = {"learning_rate": 0.0, "lr_schedule": lambda _: 0.0, "clip_range": lambda _: 0.0}
+    assert algorithm.load(tmp_path / "model", custom_objects=zeros).predict(np.zeros(4))[0] in (0, 1)
+
+
+class HalvedPolicy(ActorCriticPolicy):
+    """A user's policy whose ``evaluate_actions`` is its own, and never touches ``action_dist``."""
+
+    calls = 0
+
+    def evaluate_actions(self, obs: Any, actions: th.Tensor) -> Any:
+        type(self).calls += 1
+        distribution = DiagGaussianDistribution(1)
+        features = self.extract_features(obs)
+        latent_pi, latent_vf = self.mlp_extractor(features)
+        distribution.proba_distribution(self.action_net(latent_pi), self.log_std)
+        return self.value_net(latent_vf), distribution.log_prob(actions), distribution.entropy()
+
+
+@every_algorithm
+def test_a_custom_policy_and_a_custom_buffer_are_called(algorithm: type[PaperOnPolicyAlgorithm]) -> None:
+    HalvedPolicy.calls = CountingBuffer.calls = 0
+    algorithm(HalvedPolicy, "Pendulum-v1", rollout_buffer_class=CountingBuffer, **SMALL).learn(64)
+    assert HalvedPolicy.calls == 2 * 2  # epochs × minibatches
+    assert CountingBuffer.calls >= 2
+
+
+def test_custom_and_stock_paths_of_the_kl_agree() -> None:
+    # The stock path stores π_old's distributions, the custom one keeps a frozen π_old; gSDE's noise carries gradients.
+    for kwargs in ({}, {"use_sde": True}):
+        stock = PPOAdaptiveKLPaper("MlpPolicy", "Pendulum-v1", learning_rate=3e-3, **SMALL, **kwargs).learn(64)
+        custom = PPOAdaptiveKLPaper(
+            "MlpPolicy", "Pendulum-v1", learning_rate=3e-3, rollout_buffer_class=CountingBuffer, **SMALL, **kwargs
+        ).learn(64)
+        logged = [model.logger.name_to_value["train/kl"] for model in (stock, custom)]
+        assert logged[0] > 0
+        assert logged[0] == pytest.approx(logged[1], rel=1e-4)
+
+
+# ------------------------------------------------------------------ what is ours
+
+
+class Recorder(gym.Env):
+    """Records the actions it is given; each episode is cut after five steps; the reward is 1."""
+
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Box(-0.1, 0.1, (1,))
+
+    def __init__(self) -> None:
+        self.actions: list[np.ndarray] = []
+        self.steps = 0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        super().reset(seed=seed)
+        self.steps = 0
+        return np.zeros(1, dtype=np.float32), {}
+
+    def step(self, action: np.ndarray) -> Any:
+        self.actions.append(np.array(action))
+        self.steps += 1
+        return np.zeros(1, dtype=np.float32), 1.0, False, self.steps == 5, {}
+
+
+@pytest.mark.parametrize("clip_actions", [True, False])
+def test_clip_actions_governs_rollouts_and_predict(clip_actions: bool) -> None:
+    env = Recorder()
+    model = PPOClipPaper("MlpPolicy", env, clip_actions=clip_actions, **SMALL).learn(64)
+    assert (np.abs(env.actions).max() <= 0.1) == clip_actions
+    single = [model.predict(np.zeros(1))[0] for _ in range(50)]
+    assert single[0].shape == (1,)
+    assert (np.abs(single).max() <= 0.1) == clip_actions
+    assert model.predict(np.zeros((3, 1)))[0].shape == (3, 1)
+    # The rollout remembers what was sampled, either way: the log-probabilities belong to those.
+    assert np.abs(model.rollout_buffer.actions).max() > 0.1
+
+
+@pytest.mark.parametrize("bootstrap", [True, False])
+def test_bootstrap_on_timeout(bootstrap: bool) -> None:
+    model = PPOClipPaper("MlpPolicy", Recorder(), bootstrap_on_timeout=bootstrap, n_epochs=1, n_steps=10, batch_size=10)
+    model.policy.value_net.bias.data.fill_(2.0)
+    value = model.policy.predict_values(th.zeros(1, 1)).item()
+    model.learn(10)
+    # Steps 5 and 10 end their episodes: r = 1, or 1 + γ V(last observation).
+    last = 1 + 0.99 * value if bootstrap else 1.0
+    assert value == 2.0
+    assert model.rollout_buffer.rewards.flatten() == pytest.approx([1, 1, 1, 1, last] * 2)
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("batch", (0.0, 1.0)), (False, None)])
+def test_advantages_are_standardised_over_the_whole_batch(choice: Any, expected: tuple[float, float] | None) -> None:
+    seen: list[th.Tensor] = []
+
+    class Spy(PPOClipPaper):
+        def objective(self, batch: Minibatch) -> th.Tensor:
+            seen.append(batch.advantages)
+            return super().objective(batch)
+
+    model = Spy("MlpPolicy", "CartPole-v1", **{**SMALL, "n_epochs": 1, "normalize_advantage": choice}).learn(64)
+    whole = th.cat(seen)
+    raw = model.rollout_buffer.advantages
+    mean, std = expected or (float(raw.mean()), float(raw.std()))
+    assert whole.mean().item() == pytest.approx(mean, abs=1e-5)
+    assert whole.std(correction=0).item() == pytest.approx(std, abs=1e-4)
+    if choice == "batch":  # a single minibatch is not standardised in itself
+        assert abs(seen[0].mean().item()) > 1e-3
+
+
+def test_metrics_are_means_over_the_update() -> None:
+    losses_seen: list[float] = []
+
+    class Spy(PPOClipPaper):
+        def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
+            objective = self.objective(batch).mean()
+            losses_seen.append(-objective.item())
+            return {**super().minibatch_metrics(batch), "mine": objective}
+
+    model = Spy("MlpPolicy", "CartPole-v1", **SMALL).learn(64)
+    logged = model.logger.name_to_value
+    assert len(losses_seen) == 4
+    assert logged["train/policy_gradient_loss"] == pytest.approx(np.mean(losses_seen), abs=1e-6)
+    assert logged["train/mine"] == pytest.approx(-np.mean(losses_seen), abs=1e-6)
+    assert {"train/kl", "train/approx_kl", "train/clip_fraction", "train/explained_variance"} <= set(logged)
+
+
+# ------------------------------------------------------------------ adaptive KL
+
+
+class KLTrace(PPOAdaptiveKLPaper):
+    """Keeps each minibatch's KL and each update's (β used, KL after it)."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        self.minibatch_kls: list[float] = []
+        self.updates: list[tuple[float, float]] = []
+        super().__init__(*args, **kwargs)
+
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        assert batch.kl is not None
+        self.minibatch_kls.append(batch.kl.mean().item())
+        return super().objective(batch)
+
+    def after_update(self, kl: float) -> None:
+        self.updates.append((self.beta, kl))
+        super().after_update(kl)
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "Pendulum-v1"])
+def test_kl_is_zero_before_the_first_step_of_each_update_and_positive_after(env: str) -> None:
+    model = KLTrace("MlpPolicy", env, learning_rate=3e-3, **SMALL).learn(3 * 64)
+    first_of_each_update = model.minibatch_kls[::4]
+    assert first_of_each_update == pytest.approx([0, 0, 0], abs=1e-6)
+    assert all(kl > 1e-6 for kl in model.minibatch_kls[1::4])
+
+
+def test_kl_is_exact_and_of_the_whole_batch() -> None:
+    model = KLTrace("MlpPolicy", "Pendulum-v1", learning_rate=3e-3, **SMALL)
+    old = {key: tensor.clone() for key, tensor in model.policy.state_dict().items()}
+    model.learn(64)
+    # By hand, from the two policies at every observation of the rollout: KL[π_old, π_new], summed over actions.
+    observations = th.as_tensor(model.rollout_buffer.observations)
+    new: Any = model.policy.get_distribution(observations).distribution
+    model.policy.load_state_dict(old)
+    before: Any = model.policy.get_distribution(observations).distribution
+    expected = th.distributions.kl_divergence(before, new).sum(dim=-1).mean()
+    assert model.updates[0][1] == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_beta_moves_once_per_update_and_serves_the_next() -> None:
+    # With a huge target every KL is below the band, so β halves after each update; it is 1 in the first.
+    model = KLTrace("MlpPolicy", "CartPole-v1", kl_target=1e3, **SMALL).learn(3 * 64)
+    assert [beta for beta, _ in model.updates] == [1, 0.5, 0.25]
+    assert model.beta == 0.125
+    # With a tiny one it doubles.
+    model = KLTrace("MlpPolicy", "CartPole-v1", kl_target=1e-12, beta_init=3.0, **SMALL).learn(2 * 64)
+    assert [beta for beta, _ in model.updates] == [3, 6]
+    assert model.logger.name_to_value["train/beta"] == 6
+
+
+def test_a_larger_beta_holds_the_policy_nearer() -> None:
+    kls = [
+        KLTrace("MlpPolicy", "CartPole-v1", beta_init=beta, learning_rate=3e-3, **SMALL).learn(64).updates[0][1]
+        for beta in (0.0, 30.0)
+    ]
+    assert kls[1] < 0.5 * kls[0]
+
+
+def test_beta_is_saved_and_restored_and_not_confused_with_beta_init(tmp_path: Path) -> None:
+    model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", kl_target=1e3, **SMALL).learn(128)
+    assert model.beta == 0.25
+    model.save(tmp_path / "model")
+    # rl_zoo3 hands every hyperparameter to load().
+    loaded = PPOAdaptiveKLPaper.load(tmp_path / "model", env=model.env, beta_init=1.0, kl_target=1e3)
+    assert (loaded.beta, loaded.beta_init) == (0.25, 1.0)
+    loaded.learn(64, reset_num_timesteps=False)
+    assert loaded.beta == 0.125
+
+
+def test_beta_zero_is_no_penalty() -> None:
+    model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", beta_init=0.0, **SMALL).learn(64)
+    assert model.beta == 0.0
+
+    class Unpenalised(PaperOnPolicyAlgorithm):
+        def objective(self, batch: Minibatch) -> th.Tensor:
+            return losses.conservative_policy_iteration(batch.ratio, batch.advantages)
+
+    plain = Unpenalised("MlpPolicy", "CartPole-v1", clip_range=None, **SMALL).learn(64)
+    for ours, theirs in zip(model.policy.parameters(), plain.policy.parameters(), strict=True):
+        assert th.equal(ours, theirs)
+
+
+def test_clip_and_penalty_act_together() -> None:
+    fractions, weights = [], []
+    for clip_range in (None, 0.01):
+        model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", clip_range=clip_range, learning_rate=3e-3, **SMALL)
+        model.learn(64)
+        fractions.append(model.logger.name_to_value.get("train/clip_fraction"))
+        weights.append(model.policy.state_dict()["action_net.weight"])
+    assert fractions[0] is None
+    assert fractions[1] is not None
+    assert fractions[1] > 0
+    assert not th.equal(*weights)
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+def test_a_kl_that_is_not_finite_ends_the_training_with_the_iteration_named(
+    kl: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", **SMALL).learn(64)
+    monkeypatch.setattr("sb3_ppo_variants.rollout_data.StoredRollout.mean_kl", lambda *_: kl)
+    with pytest.raises(FloatingPointError, match=r"KL.* at iteration 2 \(128 timesteps\)"):
+        model.learn(64, reset_num_timesteps=False)
+    assert model.beta == 0.5  # of the first update; the broken one did not touch it
+
+
+@every_algorithm
+def test_a_diverging_run_ends_with_the_iteration_named(algorithm: type[PaperOnPolicyAlgorithm]) -> None:
+    # Steps of 1e20 drive the weights past float32 within the first update.
+    with pytest.raises(FloatingPointError, match=r"at iteration 1 \(64 timesteps\): the training has diverged"):
+        algorithm("MlpPolicy", "Pendulum-v1", learning_rate=1e20, **SMALL).learn(64)
+
+
+def test_an_unknown_distribution_is_refused_by_name() -> None:
+    class Laplace:
+        """A distribution of the user's own, of which no exact KL is known."""
+
+    class LaplacePolicy(ActorCriticPolicy):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            self.action_dist = Laplace()  # type: ignore[assignment]
+
+    with pytest.raises(TypeError, match="the policy's is a Laplace"):
+        PPOAdaptiveKLPaper(LaplacePolicy, "Pendulum-v1", **SMALL)
+    PPOClipPaper(LaplacePolicy, "Pendulum-v1", **SMALL)  # needs no KL
+
+
+# ------------------------------------------------------------------ bad input
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"clip_range": -0.1}, r"clip_range must be a number >= 0, a schedule or None; got -0\.1"),
+        ({"clip_range": float("nan")}, "clip_range must be a number >= 0"),
+        ({"clip_range": "0.2"}, "clip_range must be a number >= 0"),
+        ({"clip_range_vf": 0.0}, "clip_range_vf must be a number > 0"),
+        ({"learning_rate": -1.0}, "learning_rate must be a number >= 0 or a schedule; got -1.0"),
+        ({"learning_rate": None}, "learning_rate must be a number >= 0 or a schedule; got None"),
+        ({"n_steps": 0}, "n_steps must be an integer >= 1"),
+        ({"batch_size": 0}, "batch_size must be an integer >= 1"),
+        ({"n_epochs": 0}, "n_epochs must be an integer >= 1"),
+        ({"gamma": 1.5}, r"gamma must be a number in \[0, 1\]; got 1\.5"),
+        ({"gae_lambda": -1}, r"gae_lambda must be a number in \[0, 1\]"),
+        ({"max_grad_norm": 0}, "max_grad_norm must be a number > 0 or None"),
+        ({"target_kl": -1}, "target_kl must be a number > 0 or None"),
+        (
+            {"normalize_advantage": "bach"},
+            "normalize_advantage must be one of True, False, 'batch'; got 'bach' .*'batch'",
+        ),
+        ({"normalize_advantage": True, "batch_size": 1}, "normalize_advantage=True needs batch_size >= 2"),
+        ({"normalize_advantage": "batch", "n_steps": 1}, "normalize_advantage='batch' needs n_steps . n_envs >= 2"),
+    ],
+)
+@every_algorithm
+def test_bad_arguments_are_named_with_the_allowed_values(
+    algorithm: type[PaperOnPolicyAlgorithm], kwargs: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        algorithm("MlpPolicy", "CartPole-v1", **kwargs)
+
+
+def test_bad_arguments_of_the_variants() -> None:
+    with pytest.raises(
+        ValueError, match=r"surrogate must be one of 'clip', 'log_clip'; got 'clipp' \(did you mean 'clip'"
+    ):
+        PPOClipPaper("MlpPolicy", "CartPole-v1", surrogate="clipp")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="clip_range must be a number >= 0 or a schedule for PPOClipPaper; got None"):
+        PPOClipPaper("MlpPolicy", "CartPole-v1", clip_range=None)
+    with pytest.raises(ValueError, match="kl_target must be a finite number > 0; got 0"):
+        PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", kl_target=0)
+    with pytest.raises(ValueError, match="beta_init must be a finite number >= 0; got -1"):
+        PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", beta_init=-1)
+
+
+def test_bad_arguments_to_load_are_refused_too(tmp_path: Path) -> None:
+    PPOClipPaper("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "model")
+    with pytest.raises(ValueError, match="clip_range must be"):
+        PPOClipPaper.load(tmp_path / "model", clip_range=-0.1)
+
+
+def test_a_schedule_that_turns_negative_is_refused_where_it_does() -> None:
+    model = PPOClipPaper("MlpPolicy", "CartPole-v1", clip_range=lambda left: left - 0.75, **SMALL)
+    with pytest.raises(
+        ValueError, match=r"clip_range must be >= 0 throughout; its schedule gave -0\.25 at iteration 1"
+    ):
+        model.learn(128)
+
+
+# ------------------------------------------------------------------ learning
+
+
+# The settings and the threshold of SB3's own tests of PPO on these environments.
+DISCRETE_SETTINGS: dict[str, Any] = {"n_steps": 256, "n_epochs": 4, "gamma": 0.4, "learning_rate": 0.002, "seed": 3}
+BOX_SETTINGS: dict[str, Any] = {"n_steps": 256, "n_epochs": 4, "learning_rate": 1e-3, "seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("make_env", "settings", "timesteps"),
+    [
+        (lambda: IdentityEnv(4), DISCRETE_SETTINGS, 1200),
+        (lambda: IdentityEnvMultiDiscrete(4), DISCRETE_SETTINGS, 1200),
+        (lambda: IdentityEnvMultiBinary(4), DISCRETE_SETTINGS, 1200),
+        (lambda: IdentityEnvBox(eps=0.5), BOX_SETTINGS, 1000),
+    ],
+    ids=["discrete", "multi-discrete", "multi-binary", "box"],
+)
+@every_algorithm
+def test_solves_the_identity_environments(
+    algorithm: type[PaperOnPolicyAlgorithm], make_env: Any, settings: dict[str, Any], timesteps: int
+) -> None:
+    env = DummyVecEnv([make_env])
+    model = algorithm("MlpPolicy", env, device="cpu", **settings).learn(timesteps)
+    evaluate_policy(model, env, n_eval_episodes=20, reward_threshold=90, warn=False)
+
+
+@pytest.mark.slow
+@every_algorithm
+def test_solves_cart_pole_for_four_of_five_seeds(algorithm: type[PaperOnPolicyAlgorithm]) -> None:
+    solved = 0
+    for seed in range(5):
+        model = algorithm("MlpPolicy", "CartPole-v1", seed=seed, device="cpu").learn(100_000)
+        mean_return: Any
+        mean_return, _ = evaluate_policy(model, make_vec_env("CartPole-v1", seed=1000 + seed), n_eval_episodes=20)
+        solved += mean_return >= 450
+    assert solved >= 4
