@@ -1,0 +1,45 @@
+# `make demo` and `make test` do all the set-up: a virtual environment in .venv with the versions of constraints.txt.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m
+INSTALL := $(RUN) pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-slow lint type bench wheel-test clean
+
+$(VENV)/.zoo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(INSTALL) -e '.[zoo]'
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.zoo
+	$(INSTALL) -e '.[dev]'
+	touch $@
+
+$(VENV)/.bench: $(VENV)/.dev
+	$(INSTALL) -e '.[bench]'
+	touch $@
+
+demo: $(VENV)/.zoo  ## train clip PPO on the Roboschool humanoid for two minutes; curve, film and model in demo/
+	$(VENV)/bin/ppo-variants demo
+
+test: $(VENV)/.dev  ## the fast tests
+	$(RUN) pytest -n 2
+
+test-slow: $(VENV)/.dev  ## the tests that train for minutes
+	$(RUN) pytest -m slow
+
+lint: $(VENV)/.dev
+	$(RUN) ruff check .
+	$(RUN) ruff format --check .
+
+type: $(VENV)/.dev
+	$(RUN) mypy
+
+bench: $(VENV)/.bench  ## every speed claim of the README, beside its peer
+	for script in benchmarks/*_throughput.py; do $(VENV)/bin/python $$script || exit 1; done
+
+wheel-test: $(VENV)/.dev  ## install the built wheel in an empty environment and use it in an empty folder
+	PYTHON=$(VENV)/bin/python bash tests/wheel_test.sh
+
+clean:
+	rm -rf $(VENV) build dist demo logs

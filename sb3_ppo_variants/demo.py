@@ -1,0 +1,184 @@
+"""``ppo-variants demo``: clip PPO on the Roboschool humanoid, from nothing to a curve, a film and a model."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+TASK = "RoboschoolHumanoid-v1"
+EVALUATION_SEEDS = range(1000, 1020)
+# Student's t, two-sided 95 %, 19 degrees of freedom.
+T_95 = 2.093
+FILM_SECONDS = 6
+# Every second control step (0.0165 s) is a frame of the film.
+FILM_FPS = 30
+
+N_ENVS = 8
+DEMO_TIMESTEPS = 300_000
+SETTINGS: dict[str, Any] = {
+    "n_steps": 256,
+    "batch_size": 256,
+    "n_epochs": 10,
+    "learning_rate": 3e-4,
+    "clip_actions": False,
+    "policy_kwargs": {"log_std_init": -0.7},
+}
+
+
+class Score(NamedTuple):
+    """Returns of some episodes: their mean and the half-width of its 95 % confidence interval."""
+
+    mean: float
+    margin: float
+
+    @classmethod
+    def of(cls, returns: Sequence[float]) -> Score:
+        """The score of as many returns as ``T_95`` is made for."""
+        assert len(returns) == len(EVALUATION_SEEDS)
+        return cls(float(np.mean(returns)), T_95 * float(np.std(returns, ddof=1)) / math.sqrt(len(returns)))
+
+    def __str__(self) -> str:
+        return f"{self.mean:.1f} (95 % interval {self.mean - self.margin:.1f} to {self.mean + self.margin:.1f})"
+
+
+def evaluate(model: Any, normalizer: Any) -> Score:
+    """Mean return of the deterministic policy over 20 episodes, one fresh seed each."""
+    env = gym.make(TASK)
+    returns = [_episode_return(env, model, normalizer, seed) for seed in EVALUATION_SEEDS]
+    env.close()
+    return Score.of(returns)
+
+
+def _episode_return(env: gym.Env, model: Any, normalizer: Any, seed: int) -> float:
+    observation, _ = env.reset(seed=seed)
+    total, over = 0.0, False
+    while not over:
+        action, _ = model.predict(normalizer.normalize_obs(observation), deterministic=True)
+        observation, reward, terminated, truncated, _ = env.step(action)
+        total += float(reward)
+        over = terminated or truncated
+    return total
+
+
+def film(model: Any, normalizer: Any, path: Path) -> None:
+    """Write ``FILM_SECONDS`` of the deterministic policy as an MP4, one episode after another."""
+    import imageio.v2 as imageio
+
+    env = gym.make(TASK, render_mode="rgb_array")
+    stride = round(env.metadata["render_fps"] / FILM_FPS)
+    observation, _ = env.reset(seed=EVALUATION_SEEDS[0])
+    writer: Any
+    with imageio.get_writer(path, fps=FILM_FPS) as writer:
+        for step in range(FILM_SECONDS * FILM_FPS * stride):
+            if step % stride == 0:
+                writer.append_data(env.render())
+            action, _ = model.predict(normalizer.normalize_obs(observation), deterministic=True)
+            observation, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                observation, _ = env.reset()
+    env.close()
+
+
+def draw_curve(timesteps: Sequence[int], returns: Sequence[float], before: Score, after: Score, path: Path) -> None:
+    """Draw the learning curve with the scores before and after the training beside it."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    axes.plot(timesteps, returns, color="C0", label="while training (stochastic policy, last 100 episodes)")
+    for step, score, name in ((0, before, "before"), (timesteps[-1], after, "after")):
+        axes.errorbar(
+            step, score.mean, score.margin, fmt="o", color="C1", capsize=5, clip_on=False,
+            label="deterministic policy, 20 fresh seeds, 95 % interval" if name == "after" else None,
+        )  # fmt: skip
+    axes.set_title(f"PPOClipPaper on {TASK}")
+    axes.set_xlabel("timesteps")
+    axes.set_ylabel("mean return")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k" if value else "0")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="lower right")
+    figure.savefig(path, dpi=120)
+
+
+def _train(timesteps: int, seed: int) -> tuple[Any, Any, Score, list[int], list[float]]:
+    """Train; returns the model, its normaliser, the score before, and the curve."""
+    from stable_baselines3.common.callbacks import BaseCallback
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.utils import safe_mean
+    from stable_baselines3.common.vec_env import SubprocVecEnv, VecNormalize
+    from tqdm import tqdm
+
+    from sb3_ppo_variants import PPOClipPaper
+
+    steps: list[int] = []
+    returns: list[float] = []
+
+    class Curve(BaseCallback):
+        """Notes the mean return after each rollout and shows it on the progress bar."""
+
+        def _on_training_start(self) -> None:
+            self.bar = tqdm(total=timesteps, unit=" steps", mininterval=1)
+
+        def _on_step(self) -> bool:
+            self.bar.update(self.training_env.num_envs)
+            return True
+
+        def _on_rollout_end(self) -> None:
+            if self.model.ep_info_buffer:
+                steps.append(self.num_timesteps)
+                returns.append(safe_mean([episode["r"] for episode in self.model.ep_info_buffer]))
+                self.bar.set_postfix_str(f"mean return {returns[-1]:.1f}", refresh=False)
+
+        def _on_training_end(self) -> None:
+            self.bar.close()
+
+    env = VecNormalize(make_vec_env(TASK, N_ENVS, seed=seed, vec_env_cls=SubprocVecEnv), clip_obs=5.0)
+    model = PPOClipPaper("MlpPolicy", env, seed=seed, device="cpu", **SETTINGS)
+    before = evaluate(model, env)
+    print(f"Mean return before, 20 fresh seeds: {before}", flush=True)
+    model.learn(timesteps, callback=Curve())
+    env.close()
+    return model, env, before, steps, returns
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Train, evaluate, and write curve, film and model.
+
+    :param arguments: the command line after ``demo``; None: the process's own
+    :return: the exit status, 0
+    """
+    parser = argparse.ArgumentParser(prog="ppo-variants demo", description=__doc__)
+    parser.add_argument(
+        "--timesteps", type=int, default=DEMO_TIMESTEPS, help="timesteps to train for (default: %(default)s)"
+    )
+    parser.add_argument("--out", type=Path, default=Path("demo"), help="folder for the results (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if options.timesteps < 1:
+        parser.error(f"argument --timesteps must be >= 1; got {options.timesteps}")
+    options.out.mkdir(parents=True, exist_ok=True)
+
+    print(f"Training PPOClipPaper on {TASK} for {options.timesteps:,} timesteps: about two minutes on two cores.")
+    start = time.perf_counter()
+    model, normalizer, before, steps, returns = _train(options.timesteps, options.seed)
+    print(f"Trained in {time.perf_counter() - start:.0f} s.")
+    after = evaluate(model, normalizer)
+    better = after.mean - after.margin > before.mean + before.margin
+    print(f"Mean return before, 20 fresh seeds: {before}")
+    print(f"Mean return after, the same seeds:  {after}")
+    print("The intervals do not overlap: it has learnt." if better else "The intervals overlap: train for longer.")
+
+    draw_curve(steps, returns, before, after, options.out / "curve.png")
+    film(model, normalizer, options.out / "film.mp4")
+    model.save(options.out / "model.zip")
+    normalizer.save(str(options.out / "vecnormalize.pkl"))
+    print(f"Curve: {options.out / 'curve.png'}\nFilm:  {options.out / 'film.mp4'}")
+    print(f"Model: {options.out / 'model.zip'} (observations normalised by {options.out / 'vecnormalize.pkl'})")
+    return 0

@@ -1,0 +1,238 @@
+"""A PyBullet world of its own for every environment: set up as Roboschool's, read in batches.
+
+A PyBullet call costs one to three microseconds before it does anything, and a control step of the humanoid
+some 200. So whatever is read is read for all joints or links in one call, and a reset puts the loaded world
+back instead of loading it again (`World.forget`).
+"""
+
+import os
+import sys
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pybullet
+import pybullet_data
+
+GRAVITY = 9.8
+"""Downward acceleration, m/s². Source: Roboschool, `create_single_player_scene`."""
+CONTROL_PERIOD = 0.0165
+"""Simulated time of one control step, s. Source: Roboschool, `create_single_player_scene`."""
+SUBSTEPS = 4
+"""Physics steps in a control step. Source: Roboschool's `frame_skip`."""
+SOLVER_ITERATIONS = 5
+"""Constraint solver iterations in a physics step. Source: Roboschool, `World::bullet_step`."""
+CONTACT_ERP = 0.9
+"""Share of a contact's penetration that is corrected in a physics step. Source: Roboschool, `bullet_step`."""
+CONE_FRICTION = 0
+"""Pyramid friction (0) in place of Bullet's present default, the cone (1). Bullet of 2017 had no cone for
+jointed bodies; with it the robot slips, and OpenAI's agent of 2017 earns half of its return."""
+SORTED_PAIRS = 1
+"""Bullet meets touching pairs in the order of their ids (1), not of its tree of bounding boxes, which depends on
+how often the world has ever been stepped: the second half of `World.forget`."""
+GROUND_FILE = "mjcf/ground_plane.xml"
+"""The floor, with lateral friction 0.8. Source: `pybullet_data`, as in Roboschool's stadium."""
+
+LIFT = 50.0
+"""Height at which `World.forget` steps the bodies, m: far from the floor; the value is ours."""
+HIDDEN = (0, 0)
+"""Collision filter (group, mask) of a link that touches nothing."""
+MOVING = (1, -1)
+"""Collision filter (group, mask) that Bullet gives what moves: the default group, against all."""
+IDENTITY = (0.0, 0.0, 0.0, 1.0)
+"""The unit quaternion (x, y, z, w)."""
+ROOT = -1
+"""PyBullet's number for a body's root link."""
+COLLISIONS = pybullet.URDF_USE_SELF_COLLISION | pybullet.URDF_USE_SELF_COLLISION_EXCLUDE_ALL_PARENTS
+"""A body collides with itself, except a link with those that carry it. Source: Roboschool, `load_sdf_mjcf`."""
+
+
+def has_display() -> bool:
+    """Whether PyBullet's window can be opened here."""
+    return not sys.platform.startswith("linux") or bool(os.environ.get("DISPLAY"))
+
+
+class Hinge(NamedTuple):
+    """One hinge as PyBullet describes it."""
+
+    name: str
+    joint: int
+    """PyBullet's number for it."""
+    lower: float
+    """Lower limit, rad."""
+    upper: float
+    """Upper limit, rad."""
+
+
+class Body:
+    """A moving body: torques are written and states are read for all its hinges or links in one call each.
+
+    Attributes:
+        hinges: the hinges in PyBullet's order, which is the order of torques and joint readings.
+        links: PyBullet's number of each link but the root, by name.
+        points: links whose centres of mass are those of all links but the root (two hinges that share a
+            point need one reading); `point_counts`: how many links each stands for.
+
+    Args:
+        client: PyBullet client.
+        body: PyBullet's number for the body, loaded into that client.
+    """
+
+    def __init__(self, client: int, body: int) -> None:
+        self.id = body
+        self._client = client
+        joint_count = pybullet.getNumJoints(body, client)
+        joints = [pybullet.getJointInfo(body, joint, client) for joint in range(joint_count)]
+        self.hinges = [
+            Hinge(info[1].decode(), info[0], info[8], info[9]) for info in joints if info[2] == pybullet.JOINT_REVOLUTE
+        ]
+        self.links: dict[str, int] = {info[12].decode(): info[0] for info in joints}
+        self.points, self.point_counts = self._distinct_points(joints)
+        self._joints = tuple(hinge.joint for hinge in self.hinges)
+        # A geom is both seen and touched; asking for the collision shapes of a link that has none crashes.
+        self._shaped = sorted({shape[1] for shape in pybullet.getVisualShapeData(body, physicsClientId=client)})
+        if self.hinges:
+            # PyBullet holds every hinge at speed zero until that motor is given no force.
+            self._set_motors(pybullet.POSITION_CONTROL, [0.0] * len(self.hinges))
+
+    def apply_torques(self, torques: Sequence[float]) -> None:
+        """Set the hinges' torques, N·m, for the next control step."""
+        self._set_motors(pybullet.TORQUE_CONTROL, torques)
+
+    def place(self, angles: Sequence[float], position: Sequence[float], orientation: Sequence[float]) -> None:
+        """Place the body at rest: hinge angles (rad), root position (m) and orientation (x, y, z, w)."""
+        if self.hinges:
+            positions, speeds = [[angle] for angle in angles], [[0.0]] * len(self.hinges)
+            pybullet.resetJointStatesMultiDof(self.id, self._joints, positions, speeds, physicsClientId=self._client)
+        pybullet.resetBasePositionAndOrientation(self.id, position, orientation, self._client)
+        pybullet.resetBaseVelocity(self.id, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), self._client)
+
+    def filter(self, group: int, mask: int) -> None:
+        """Let the body touch only what is in one of the groups of `mask` and accepts its own `group`."""
+        for link in self._shaped:
+            pybullet.setCollisionFilterGroupMask(self.id, link, group, mask, self._client)
+
+    def read_hinges(self) -> Sequence[tuple[Any, ...]]:
+        """The hinges' states: (angle in rad, speed in rad/s, ...) each."""
+        return pybullet.getJointStates(self.id, self._joints, self._client)
+
+    def read_points(self) -> Sequence[tuple[Any, ...]]:
+        """The states of `points`: ((x, y, z) of the centre of mass in m, ...) each.
+
+        As in Roboschool they are those that Bullet has at hand, from the beginning of the last physics step,
+        4 ms ago. The root's pose is of now.
+        """
+        return pybullet.getLinkStates(self.id, self.points, 0, 0, self._client)
+
+    def read_root(self) -> tuple[tuple[float, ...], tuple[float, ...], tuple[float, ...]]:
+        """The root's centre of mass (m), orientation (x, y, z, w) and linear velocity (m/s), world axes."""
+        position, orientation = pybullet.getBasePositionAndOrientation(self.id, self._client)
+        velocity, _ = pybullet.getBaseVelocity(self.id, self._client)
+        return position, orientation, velocity
+
+    def read_contacts(self) -> Sequence[tuple[Any, ...]]:
+        """The contact points of this body: (_, its id, other body's id, its link, other body's link, ...) each.
+
+        A link that touches another link of this same body is listed once, in either order; asking for the
+        contacts of one link would miss it half of the time.
+        """
+        return pybullet.getContactPoints(self.id, physicsClientId=self._client)
+
+    def _set_motors(self, mode: int, forces: Sequence[float]) -> None:
+        pybullet.setJointMotorControlArray(self.id, self._joints, mode, forces=forces, physicsClientId=self._client)
+
+    def _distinct_points(self, joints: Sequence[tuple[Any, ...]]) -> tuple[list[int], list[int]]:
+        stands_for: dict[int, int] = {}
+        counts: dict[int, int] = {}
+        for info in joints:
+            link, parent = info[0], info[16]
+            # In the parent's centre of mass whatever the angle: the joint sits there, the link's own is on it.
+            offset = pybullet.getDynamicsInfo(self.id, link, self._client)[3]
+            same = parent != ROOT and not any(info[14]) and not any(offset)
+            stands_for[link] = stands_for[parent] if same else link
+            counts[stands_for[link]] = counts.get(stands_for[link], 0) + 1
+        return list(counts), list(counts.values())
+
+
+class World:
+    """One PyBullet client with Roboschool's physics parameters and its floor.
+
+    Attributes:
+        client: PyBullet's number for the client.
+        gui: whether it has a window.
+        floor: PyBullet's number for the floor.
+        bodies: what moves.
+
+    Args:
+        gui: open PyBullet's window, which needs a display; otherwise the simulation runs without one.
+
+    Raises:
+        RuntimeError: `gui` was asked for and there is no display.
+    """
+
+    def __init__(self, gui: bool = False) -> None:
+        # Checked here because PyBullet ends the process when it finds no display.
+        if gui and not has_display():
+            raise RuntimeError('render_mode="human" needs a display; without one use render_mode="rgb_array".')
+        self.gui = gui
+        self.client = pybullet.connect(pybullet.GUI if gui else pybullet.DIRECT)
+        # Runs once: at close(), or when the world is collected, or when the interpreter ends.
+        self._disconnect = weakref.finalize(self, _disconnect, self.client)
+        self.bodies: list[Body] = []
+        pybullet.setGravity(0.0, 0.0, -GRAVITY, self.client)
+        pybullet.setPhysicsEngineParameter(
+            fixedTimeStep=CONTROL_PERIOD,
+            numSubSteps=SUBSTEPS,
+            numSolverIterations=SOLVER_ITERATIONS,
+            contactERP=CONTACT_ERP,
+            enableConeFriction=CONE_FRICTION,
+            deterministicOverlappingPairs=SORTED_PAIRS,
+            physicsClientId=self.client,
+        )
+        self.floor = self._load(GROUND_FILE)
+
+    def add(self, file: str) -> Body:
+        """Load the one moving body of an MJCF file of `pybullet_data`."""
+        body = Body(self.client, self._load(file))
+        self.bodies.append(body)
+        return body
+
+    def step(self) -> None:
+        """Advance by one control step of `CONTROL_PERIOD` seconds."""
+        pybullet.stepSimulation(self.client)
+
+    def forget(self) -> None:
+        """Bring Bullet's own memory (contacts, warm starts, the order of pairs) into one and the same state.
+
+        Placing the bodies leaves traces of the past, so that the same seed drifts apart in a fresh and in a
+        used world. One step in which nothing can touch anything, with every body in a fixed pose, removes
+        them for an eighth of the price of loading the world again. A fresh world needs it as well. Afterwards
+        the bodies are to be placed.
+        """
+        for body in self.bodies:
+            body.filter(*HIDDEN)
+            # The joints matter too: lifting the filter rebuilds the tree of bounding boxes from this pose.
+            body.place([0.0] * len(body.hinges), (0.0, 0.0, LIFT), IDENTITY)
+        self._set_substeps(1)  # all that it takes
+        self.step()
+        self._set_substeps(SUBSTEPS)
+        for body in self.bodies:
+            body.filter(*MOVING)
+
+    def close(self) -> None:
+        """Disconnect and free the simulation; closing twice is harmless."""
+        self._disconnect()
+
+    def _set_substeps(self, count: int) -> None:
+        pybullet.setPhysicsEngineParameter(numSubSteps=count, physicsClientId=self.client)
+
+    def _load(self, file: str) -> int:
+        path = str(Path(pybullet_data.getDataPath()) / file)
+        (body,) = pybullet.loadMJCF(path, flags=COLLISIONS, physicsClientId=self.client)
+        return body
+
+
+def _disconnect(client: int) -> None:
+    if pybullet.isConnected(client):
+        pybullet.disconnect(client)

@@ -1,0 +1,200 @@
+"""What a viewer sees: the robot in colours, a lawn of tiles that shows every step, a camera that follows.
+
+TinyRenderer, which needs neither display nor GPU, draws what moves; on a ground that fills the frame it would
+spend ten times as long. As the camera only ever shifts, the place on the ground that a pixel sees is the same in every
+frame but for that shift: so lawn, shadows and sky are computed with NumPy and put behind the robot. Nothing
+is added to the simulation.
+"""
+
+import time
+from math import radians, tan
+
+import numpy as np
+import pybullet
+from numpy.typing import NDArray
+
+from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, ROOT, Body, World
+
+Colour = tuple[float, float, float]
+
+TILE = 1.0
+"""Edge of a tile of the lawn, m."""
+LAWN: tuple[Colour, Colour] = ((103, 152, 88), (123, 172, 105))
+"""The two greens of the tiles, RGB of 255."""
+HAZE: Colour = (205, 222, 220)
+"""What lawn and sky fade into at the horizon, RGB of 255."""
+HAZE_RANGE = 60.0
+"""Distance at which the haze has covered 1 − 1/e of the lawn, m."""
+SKY: Colour = (112, 165, 220)
+"""The sky at the top of the frame, RGB of 255."""
+SHADE = 0.42
+"""Share of the light that is missing in the middle of a shadow."""
+SHADOWS: dict[str, float] = {
+    "pelvis": 0.24,
+    "lwaist": 0.22,
+    "right_shin": 0.14,
+    "left_shin": 0.14,
+    "right_foot": 0.16,
+    "left_foot": 0.16,
+    "right_lower_arm": 0.12,
+    "left_lower_arm": 0.12,
+}
+"""Radius, m, of the soft round shadow below each of these links."""
+SHADOW_REACH = 2.0
+"""No shadow is farther than this from the robot, m."""
+
+SKIN: Colour = (230, 184, 148)
+SHIRT: Colour = (217, 84, 71)
+SHORTS: Colour = (51, 71, 115)
+SHOES: Colour = (242, 242, 247)
+CLOTHES: dict[str, Colour] = {
+    "lwaist": SHIRT,
+    "pelvis": SHORTS,
+    "right_thigh": SHORTS,
+    "left_thigh": SHORTS,
+    "right_foot": SHOES,
+    "left_foot": SHOES,
+}
+"""Colour, RGB of 255, of each link that is not bare skin; the torso wears the shirt, but for its head."""
+HEAD_SHAPE = 1
+"""The head among the shapes of the torso."""
+
+DISTANCE = 3.3
+"""From the camera to the point that it looks at, m."""
+YAW, PITCH = 25.0, -12.0
+"""The camera's heading and tilt, degrees: from the robot's right, somewhat behind."""
+LOOK_AT_HEIGHT = 0.85
+"""Height of the point that the camera looks at, m."""
+FIELD_OF_VIEW = 45.0
+"""Vertical field of view, degrees."""
+NEAR, FAR = 0.1, 100.0
+"""Distances between which the renderer draws, m."""
+LIGHT = (-4.0, -6.0, 10.0)
+"""Direction toward the light."""
+
+
+class Camera:
+    """Dresses the robot, once, and takes pictures of it.
+
+    Args:
+        world: the world to show.
+        body: the robot.
+        width: of a frame, pixels.
+        height: of a frame, pixels.
+    """
+
+    def __init__(self, world: World, body: Body, width: int, height: int) -> None:
+        self._client = world.client
+        self._shown = 0.0
+        self._body = body
+        self._size = (width, height)
+        self._casters = [body.links[name] for name in SHADOWS]
+        self._projection = pybullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, width / height, NEAR, FAR)
+        self._dress()
+        if not world.gui:
+            # It would hide the lawn; the window has no lawn and keeps PyBullet's own floor.
+            pybullet.changeVisualShape(world.floor, ROOT, rgbaColor=(0, 0, 0, 0), physicsClientId=world.client)
+        self._look_at_ground()
+
+    def frame(self) -> NDArray[np.uint8]:
+        """A picture of the robot where it is now: shape (height, width, 3), RGB."""
+        (x, y, _), _, _ = self._body.read_root()
+        width, height = self._size
+        _, _, pixels, _, bodies = pybullet.getCameraImage(
+            width,
+            height,
+            _view(x, y),
+            self._projection,
+            lightDirection=LIGHT,
+            lightColor=(1.0, 1.0, 1.0),
+            lightAmbientCoeff=0.62,
+            lightDiffuseCoeff=0.42,
+            lightSpecularCoeff=0.0,
+            shadow=0,
+            renderer=pybullet.ER_TINY_RENDERER,
+            physicsClientId=self._client,
+        )
+        picture = self._background(x, y)
+        drawn = np.reshape(bodies, height * width) >= 0
+        picture[drawn] = np.reshape(pixels, (height * width, 4))[drawn, :3]
+        return picture.reshape(height, width, 3)
+
+    def show(self) -> None:
+        """Point the window's camera at the robot where it is now, in step with the clock on the wall."""
+        (x, y, _), _, _ = self._body.read_root()
+        pybullet.resetDebugVisualizerCamera(DISTANCE, YAW, PITCH, (x, y, LOOK_AT_HEIGHT), self._client)
+        now = time.perf_counter()
+        time.sleep(max(0.0, self._shown + CONTROL_PERIOD - now))
+        self._shown = max(now, self._shown + CONTROL_PERIOD)
+
+    def _dress(self) -> None:
+        links = dict.fromkeys([ROOT, *self._body.links.values()], SKIN)
+        links.update({self._body.links[name]: colour for name, colour in CLOTHES.items()})
+        for link, colour in links.items():
+            self._paint(link, colour)
+        self._paint(ROOT, SHIRT)
+        self._paint(ROOT, SKIN, HEAD_SHAPE)
+
+    def _paint(self, link: int, colour: Colour, shape: int = -1) -> None:
+        rgba = [*(part / 255.0 for part in colour), 1.0]
+        pybullet.changeVisualShape(self._body.id, link, shape, rgbaColor=rgba, physicsClientId=self._client)
+
+    def _look_at_ground(self) -> None:
+        """Work out once what each pixel sees behind the robot, relative to where the camera looks."""
+        width, height = self._size
+        view = np.reshape(_view(0.0, 0.0), (4, 4))[:3, :3]
+        right, up, back = view.T
+        eye = np.array([0.0, 0.0, LOOK_AT_HEIGHT]) + DISTANCE * back
+        half = tan(radians(FIELD_OF_VIEW) / 2.0)
+        across = half * width / height * (2.0 * (np.arange(width) + 0.5) / width - 1.0)
+        upward = half * (1.0 - 2.0 * (np.arange(height) + 0.5) / height)
+        rays = (across[None, :, None] * right + upward[:, None, None] * up - back).reshape(-1, 3)
+
+        self._ground = np.flatnonzero(rays[:, 2] < -1e-3)
+        rays_down = rays[self._ground]
+        distance = -eye[2] / rays_down[:, 2]
+        self._ground_x = (eye[0] + distance * rays_down[:, 0]).astype(np.float32)
+        self._ground_y = (eye[1] + distance * rays_down[:, 1]).astype(np.float32)
+        # Length of ground that a pixel covers: tiles blur over it, and vanish where it outgrows them.
+        self._blur = (distance**2 * (2.0 * half / height) / eye[2]).astype(np.float32)
+        clear = np.exp(-distance / HAZE_RANGE)[:, None]
+        dark, light = (np.array(colour, dtype=np.float64) for colour in LAWN)
+        self._mean = (clear * (dark + light) / 2.0 + (1.0 - clear) * np.array(HAZE)).astype(np.float32)
+        self._contrast = (clear * (light - dark) / 2.0).astype(np.float32)
+        self._near = np.flatnonzero(np.hypot(self._ground_x, self._ground_y) < SHADOW_REACH)
+
+        rise = np.clip(rays[:, 2:] / max(rays[:, 2].max(), 1e-3), 0.0, 1.0)
+        self._sky = ((1.0 - rise) * np.array(HAZE) + rise * np.array(SKY)).astype(np.uint8)
+
+    def _background(self, x: float, y: float) -> NDArray[np.uint8]:
+        """Sky, lawn and shadows around (x, y): shape (height·width, 3)."""
+        tiles = self._stripes(self._ground_x, x) * self._stripes(self._ground_y, y)
+        lawn = self._mean + self._contrast * tiles[:, None]
+        lawn[self._near] *= self._light(x, y)[:, None]
+        picture = self._sky.copy()
+        picture[self._ground] = lawn.astype(np.uint8)
+        return picture
+
+    def _stripes(self, offset: NDArray[np.float32], start: float) -> NDArray[np.float32]:
+        """+1 and −1 on alternating stripes as wide as a tile, blurred at their edges as the pixels are."""
+        tiles = (offset + np.float32(start % (2.0 * TILE) + TILE / 2.0)) * np.float32(1.0 / TILE)
+        tiles -= 2.0 * np.floor(0.5 * tiles)
+        to_edge = (0.5 - np.abs(tiles - 1.0)) * np.float32(TILE)
+        return np.clip(to_edge / self._blur, -1.0, 1.0)
+
+    def _light(self, x: float, y: float) -> NDArray[np.float32]:
+        """Share of the light that reaches the ground near the robot."""
+        ground_x, ground_y = self._ground_x[self._near], self._ground_y[self._near]
+        shade = np.zeros_like(ground_x)
+        links = pybullet.getLinkStates(self._body.id, self._casters, physicsClientId=self._client)
+        for link, radius in zip(links, SHADOWS.values(), strict=True):
+            link_x, link_y, _ = link[0]
+            squared = (ground_x - (link_x - x)) ** 2 + (ground_y - (link_y - y)) ** 2
+            np.maximum(shade, 1.0 - squared / radius**2, out=shade)
+        return 1.0 - SHADE * np.sqrt(shade)
+
+
+def _view(x: float, y: float) -> tuple[float, ...]:
+    """PyBullet's view matrix of a camera that looks at (x, y)."""
+    z_axis_up = 2
+    return pybullet.computeViewMatrixFromYawPitchRoll((x, y, LOOK_AT_HEIGHT), DISTANCE, YAW, PITCH, 0.0, z_axis_up)

@@ -1,0 +1,262 @@
+"""The humanoid tasks as gymnasium environments: what the robot is asked to do, and how a step is paid."""
+
+from collections.abc import Sequence
+from math import atan2, hypot, inf, isfinite, pi
+from typing import Any, ClassVar, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from numpy.typing import ArrayLike, NDArray
+
+from sb3_ppo_variants.envs import rewards
+from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, World, has_display
+from sb3_ppo_variants.envs.humanoid import (
+    ACTION_SIZE,
+    OBSERVATION_LIMIT,
+    OBSERVATION_SIZE,
+    Humanoid,
+)
+from sb3_ppo_variants.envs.rendering import Camera
+
+MOTOR_COST_SCALE = 4.25
+"""17 motors, of which 4 do the walking: Roboschool's reason to charge the humanoid 17/4 of its usual cost."""
+REWARD_TERMS = (
+    "reward_alive",
+    "reward_progress",
+    "reward_electricity",
+    "reward_joints_at_limit",
+    "reward_feet_collision",
+)
+"""Keys of a step's `info`, in the order in which they are summed."""
+
+
+class StartPose(NamedTuple):
+    """How the torso starts an episode: height in m, pitch and yaw in rad."""
+
+    height: float
+    pitch: float
+    yaw: float
+
+
+class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+    """`RoboschoolHumanoid-v1`: run toward a target a kilometre ahead without falling.
+
+    **Observation**: shape (44,), float32, in ±5; see `Humanoid.observation`. The two foot flags are those
+    of the end of the step before, as Roboschool's were.
+
+    **Action**: shape (17,), a torque for each motor as a share of its strength. Values beyond ±1 are
+    accepted: the torque is clipped, the electricity cost is not.
+
+    **Reward**: alive + progress + electricity + joints at limit + feet collision. `info` carries each as
+    `reward_alive`, `reward_progress`, `reward_electricity`, `reward_joints_at_limit` and
+    `reward_feet_collision`; summed in this order they are the reward exactly.
+
+    **Termination**: the torso is at or below `minimum_height`, or the simulation is no longer finite (that
+    step pays `fall_penalty` alone). The 1000-step limit of the registered id is gymnasium's truncation.
+
+    Defaults are Roboschool's of July 2017 (v1). Costs are at or below zero.
+
+    Args:
+        render_mode: None, "rgb_array" (frames of `width` × `height`) or "human" (a window; needs a display).
+        alive_bonus: reward of a step on which the torso is above `minimum_height`.
+        fall_penalty: reward of the step on which it is not, which ends the episode; below zero.
+        minimum_height: torso height under which the robot has fallen, m.
+        progress_weight: reward per m/s of approach to the target.
+        electricity_cost: per unit of mean |action · joint speed| (in 10 rad/s).
+        stall_torque_cost: per unit of mean squared action.
+        joints_at_limit_cost: per hinge within 0.5 % of its range from a limit.
+        feet_collision_cost: per foot that touches anything but the floor.
+        power: common factor of the motors' powers.
+        initial_height: torso height at reset, m.
+        yaw_range: the yaw at reset is uniform within ± this, rad.
+        joint_range: every hinge's angle at reset is uniform within ± this, rad.
+        target: (x, y) to run to, m.
+        width, height: size of a rendered frame, pixels.
+
+    Raises:
+        ValueError: an argument is out of its range, or an action is not 17 finite numbers; in the second
+            case the simulation is untouched, and the episode goes on.
+        RuntimeError: `render_mode="human"` without a display.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
+        # What works here: gymnasium's checker opens every mode that it finds listed.
+        "render_modes": [*(["human"] if has_display() else []), "rgb_array"],
+        "render_fps": round(1.0 / CONTROL_PERIOD),
+    }
+
+    def __init__(
+        self,
+        *,
+        render_mode: str | None = None,
+        alive_bonus: float = 2.0,
+        fall_penalty: float = -1.0,
+        minimum_height: float = 0.78,
+        progress_weight: float = 1.0,
+        electricity_cost: float = MOTOR_COST_SCALE * -2.0,
+        stall_torque_cost: float = MOTOR_COST_SCALE * -0.1,
+        joints_at_limit_cost: float = -0.2,
+        feet_collision_cost: float = -1.0,
+        power: float = 0.41,
+        initial_height: float = 1.4,
+        yaw_range: float = pi / 16.0,
+        joint_range: float = 0.1,
+        target: tuple[float, float] = (1000.0, 0.0),
+        width: int = 640,
+        height: int = 480,
+    ) -> None:
+        if render_mode not in (None, "human", "rgb_array"):
+            raise ValueError(f'render_mode must be None, "human" or "rgb_array", got {render_mode!r}.')
+        self.render_mode = render_mode
+        self.alive_bonus = _number("alive_bonus", alive_bonus)
+        self.fall_penalty = _number("fall_penalty", fall_penalty, high=0.0)
+        self.minimum_height = _number("minimum_height", minimum_height, low=0.0)
+        self.progress_weight = _number("progress_weight", progress_weight, low=0.0)
+        self.electricity_cost = _number("electricity_cost", electricity_cost, high=0.0)
+        self.stall_torque_cost = _number("stall_torque_cost", stall_torque_cost, high=0.0)
+        self.joints_at_limit_cost = _number("joints_at_limit_cost", joints_at_limit_cost, high=0.0)
+        self.feet_collision_cost = _number("feet_collision_cost", feet_collision_cost, high=0.0)
+        self.power = _number("power", power, low=0.0)
+        self.initial_height = _number("initial_height", initial_height, low=0.0)
+        self.yaw_range = _number("yaw_range", yaw_range, low=0.0)
+        self.joint_range = _number("joint_range", joint_range, low=0.0)
+        self.target = (_number("target", target[0]), _number("target", target[1]))
+
+        self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
+        self.action_space = spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
+        self._frame_size = (int(_number("width", width, low=1)), int(_number("height", height, low=1)))
+        self._distance = self._potential = 0.0
+        self._open()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        """Start an episode. With a seed, it is the same episode in a fresh and in a used environment.
+
+        Returns:
+            The observation, shape (44,), and an empty info.
+        """
+        super().reset(seed=seed)
+        if self._broken:
+            # What is not finite spreads through Bullet's memory: nothing less than a new world removes it.
+            self._world.close()
+            self._open()
+        self._world.forget()
+        joints = self.np_random.uniform(-self.joint_range, self.joint_range, ACTION_SIZE).tolist()
+        pose = self._start_pose()
+        self.robot.place(joints, pose.height, pose.pitch, pose.yaw)
+        self.robot.read()
+        observation = self._observe()
+        self._potential = rewards.potential(self._distance, CONTROL_PERIOD)
+        if self.render_mode == "human":
+            self.render()
+        return observation, {}
+
+    def step(self, action: ArrayLike) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, float]]:
+        """Advance by one control step of 16.5 ms.
+
+        Args:
+            action: shape (17,), finite.
+
+        Returns:
+            Observation, reward, terminated, truncated (never by itself), and the reward's terms.
+
+        Raises:
+            ValueError: the action is not 17 finite numbers; nothing has moved then.
+        """
+        checked = _checked_action(action)
+        self.robot.act(checked)
+        self._world.step()
+        self.robot.read()
+        observation = self._observe()
+        if self._is_finite():
+            self.robot.read_contacts()
+            terms = self._reward_terms(checked)
+            terminated = self._has_fallen()
+        else:
+            self._broken = terminated = True
+            observation = np.nan_to_num(observation)
+            terms = {**dict.fromkeys(REWARD_TERMS, 0.0), "reward_alive": self.fall_penalty}
+        reward = 0.0
+        for term in terms.values():  # one after the other: from Python 3.12 on, sum() rounds otherwise
+            reward += term
+        if self.render_mode == "human":
+            self.render()
+        return observation, reward, terminated, False, terms
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The present frame, shape (height, width, 3), uint8, for "rgb_array"; otherwise None."""
+        if self._camera is None:
+            gym.logger.warn('render() shows nothing without render_mode="rgb_array" or "human".')
+            return None
+        if self.render_mode == "human":
+            self._camera.show()
+            return None
+        return self._camera.frame()
+
+    def close(self) -> None:
+        """Free the simulation; closing twice is harmless."""
+        self._world.close()
+
+    @property
+    def client(self) -> int:
+        """PyBullet's number for this environment's client, for looking into the simulation."""
+        return self._world.client
+
+    def _open(self) -> None:
+        self._world = World(gui=self.render_mode == "human")
+        self.robot = Humanoid(self._world, self.power)
+        self._camera = None if self.render_mode is None else Camera(self._world, self.robot.body, *self._frame_size)
+        self._broken = False
+
+    def _start_pose(self) -> StartPose:
+        return StartPose(self.initial_height, 0.0, self.np_random.uniform(-self.yaw_range, self.yaw_range))
+
+    def _observe(self) -> NDArray[np.float32]:
+        """The observation of the latest readings; refreshes the distance to the target."""
+        dx = self.target[0] - self.robot.mean_x
+        dy = self.target[1] - self.robot.mean_y
+        self._distance = hypot(dx, dy)
+        return self.robot.observation(atan2(dy, dx))
+
+    def _is_finite(self) -> bool:
+        return isfinite(self._distance) and self.robot.is_finite()
+
+    def _has_fallen(self) -> bool:
+        return self.robot.torso_height <= self.minimum_height
+
+    def _reward_terms(self, action: Sequence[float]) -> dict[str, float]:
+        robot = self.robot
+        before, self._potential = self._potential, rewards.potential(self._distance, CONTROL_PERIOD)
+        return {
+            "reward_alive": self.fall_penalty if self._has_fallen() else self.alive_bonus,
+            "reward_progress": self.progress_weight * (self._potential - before),
+            "reward_electricity": rewards.electricity(
+                action, robot.joint_speed, self.electricity_cost, self.stall_torque_cost
+            ),
+            "reward_joints_at_limit": rewards.joints_at_limit(robot.joint_position, self.joints_at_limit_cost),
+            "reward_feet_collision": rewards.feet_collision(robot.feet_colliding, self.feet_collision_cost),
+        }
+
+
+def _checked_action(action: ArrayLike) -> list[float]:
+    array = np.asarray(action, dtype=np.float64)
+    if array.shape != (ACTION_SIZE,):
+        raise ValueError(f"action must have shape ({ACTION_SIZE},), got {array.shape}.")
+    values: list[float] = array.tolist()
+    # A finite sum has finite terms; the converse fails only on numbers that overflow together.
+    if not isfinite(sum(values)) and not all(map(isfinite, values)):
+        raise ValueError(f"action must be finite numbers, got {values}.")
+    return values
+
+
+def _number(name: str, value: float, low: float = -inf, high: float = inf) -> float:
+    """`value` as a float, or a ValueError that names the argument and its range."""
+    if isfinite(value) and low <= value <= high:
+        return float(value)
+    if low == -inf and high == inf:
+        allowed = "finite"
+    else:
+        allowed = f"finite and at least {low:g}" if high == inf else f"finite and at most {high:g}"
+    raise ValueError(f"{name} must be {allowed}, got {value!r}.")
