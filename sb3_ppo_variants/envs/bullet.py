@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import pybullet
 import pybullet_data
+
+from sb3_ppo_variants.envs.quiet import pybullet
 
 GRAVITY = 9.8
 """Downward acceleration, m/s². Source: Roboschool, `create_single_player_scene`."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from math import asin, atan2, cos, isfinite, sin
 
 import numpy as np
-import pybullet
 from numpy.typing import NDArray
 
 from sb3_ppo_variants.envs.bullet import World
+from sb3_ppo_variants.envs.quiet import pybullet
 
 MODEL_FILE = "mjcf/humanoid_symmetric.xml"
 """The robot in `pybullet_data`: byte for byte Roboschool's."""

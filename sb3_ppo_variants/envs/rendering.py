@@ -10,10 +10,10 @@ import time
 from math import radians, tan
 
 import numpy as np
-import pybullet
 from numpy.typing import NDArray
 
 from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, ROOT, Body, World
+from sb3_ppo_variants.envs.quiet import pybullet
 
 Colour = tuple[float, float, float]
 
