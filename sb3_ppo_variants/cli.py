@@ -22,7 +22,8 @@ DEFAULT_ALGO = "ppo_clip_paper"
 DEFAULT_ENV = "CartPole-v1"
 DEFAULT_FOLDER = "logs"
 
-# The modules of the [zoo] extra that rl_zoo3's scripts import, some of them only when they are half done.
+# The modules of the [zoo] extra that rl_zoo3's scripts and the demo import, some only when they are half done.
+DEMO_MODULES = ("matplotlib", "imageio", "imageio_ffmpeg", "tqdm")
 ZOO_MODULES = ("rl_zoo3", "sb3_contrib", "requests", "yaml", "tensorboard", "tqdm", "rich", "moviepy", "matplotlib")
 
 # Exit codes: argparse's for wrong usage, the shell's for an interrupt.
@@ -64,7 +65,8 @@ class Command(NamedTuple):
 def train(request: Request) -> None:
     """Train, with a progress bar and TensorBoard logs unless told otherwise."""
     # Defaults come first: of two values for a flag, argparse takes the last.
-    arguments = ["--algo", DEFAULT_ALGO]
+    # Networks this small gain nothing from several torch threads, which lose badly where cores are shared.
+    arguments = ["--algo", DEFAULT_ALGO, "--num-threads", "1"]
     if not request.flags.no_progress:
         arguments.append("--progress")
     if not request.flags.optimize_hyperparameters:  # a search writes none, and rl_zoo3 warns
@@ -78,20 +80,27 @@ def train(request: Request) -> None:
 def enjoy(request: Request) -> None:
     """Run a trained agent; without a display, only its scores."""
     arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER]
-    if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+    if not _has_display():
         print(f"No display: scores only. `{PROGRAM} record` makes a film.")
         arguments.append("--no-render")
     zoo.enjoy(request.program, arguments + request.arguments)
 
 
 def record(request: Request) -> None:
-    """Film a trained agent."""
+    """Film a trained agent, without a display too."""
+    if not _has_display():
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's classic control
+        os.environ.setdefault("MUJOCO_GL", "egl")
     # The film takes its own frames; `--no-render` spares rendering each one twice.
     arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER, "--no-render", *request.arguments]
     zoo.record(request.program, arguments)
     folder = request.flags.output or request.folder / request.algo
     films = sorted(Path(folder).rglob("*.mp4"), key=lambda film: film.stat().st_mtime)
     print(f"Film: {films[-1]}" if films else f"No film was written to {folder}")
+
+
+def _has_display() -> bool:
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
 def plot(request: Request) -> None:
@@ -125,8 +134,8 @@ COMMANDS = {
         "train an algorithm on a task",
         train,
         "--log-folder",
-        "Settings come from our zoo_configs (see `ppo-variants list`); --algo ppo_clip_paper, --progress and\n"
-        "--tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.",
+        "Settings come from our zoo_configs (see `ppo-variants list`); --algo ppo_clip_paper, --progress,\n"
+        "--num-threads 1 and --tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.",
     ),
     "enjoy": Command(
         "run a trained agent and print its scores",
@@ -159,11 +168,15 @@ def show_list() -> None:
     print(_table([_task_row(spec) for spec in gym.registry.values() if _is_ours(spec)]))
     print("\nConfigs: algorithm and the tasks it has settings for")
     print(_table([(name, ", ".join(configured_tasks(name))) for name in ALGORITHMS]))
+    print("  (default: any other task)")
     print(f"  in {zoo.data_folder('zoo_configs')}")
 
 
 def configured_tasks(algo: str) -> list[str]:
-    """The tasks that a shipped config has an entry for: its top-level keys, read without a YAML parser."""
+    """The tasks that a shipped config has an entry for: its top-level keys, read without a YAML parser.
+
+    ``default`` among them stands for every other task.
+    """
     return re.findall(r"^([\w./-]+):", _config_text(algo), re.MULTILINE)
 
 
@@ -182,7 +195,8 @@ def _is_ours(spec: gym.envs.registration.EnvSpec) -> bool:
 
 
 def _task_row(spec: gym.envs.registration.EnvSpec) -> tuple[str, ...]:
-    return spec.id, f"{spec.max_episode_steps} steps", f"solved at {spec.reward_threshold:g}"
+    solved = "" if spec.reward_threshold is None else f"solved at {spec.reward_threshold:g}"
+    return spec.id, f"{spec.max_episode_steps} steps", solved
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -196,7 +210,7 @@ def demo(argv: list[str]) -> int:
     """Run the walk-through: train, evaluate, plot and film the humanoid."""
     from sb3_ppo_variants.demo import main as run_demo
 
-    return run_demo(argv) or 0
+    return run_demo(argv)
 
 
 # ------------------------------------------------------------------ the command line
@@ -245,15 +259,15 @@ def _help() -> str:
 
 def _dispatch(command: str, arguments: list[str]) -> int:
     zoo.check_names("command", [command], SUMMARIES)
-    if command == "demo":
-        return demo(arguments)
     if command == "list":
         argparse.ArgumentParser(f"{PROGRAM} list", description=SUMMARIES["list"]).parse_args(arguments)
         show_list()
         return 0
-    if any(_is_missing(module) for module in ZOO_MODULES):
+    if any(_is_missing(module) for module in (DEMO_MODULES if command == "demo" else ZOO_MODULES)):
         print(f'{PROGRAM} {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"', file=sys.stderr)
         return WRONG_USAGE
+    if command == "demo":
+        return demo(arguments)
     zoo.register()
     request = read_request(command, arguments)
     if {"-h", "--help"} & set(arguments):
@@ -292,12 +306,13 @@ def is_users_mistake(error: Exception) -> bool:
     That is: raised by a ``raise`` or ``assert`` with a message, before the training began. What fails by
     itself, or later, is a bug and keeps its traceback; a training that diverged is neither, and says so.
     """
+    frames = traceback.extract_tb(error.__traceback__)
+    if not str(error) or not (frames[-1].line or "").startswith(("raise ", "assert ")):
+        return False
     if isinstance(error, FloatingPointError):
         return True
-    frames = traceback.extract_tb(error.__traceback__)
-    deliberate = (frames[-1].line or "").startswith(("raise ", "assert "))
     about_arguments = isinstance(error, (ValueError, TypeError, AssertionError, gym.error.Error))
-    return bool(about_arguments and deliberate and str(error) and all(frame.name != "learn" for frame in frames))
+    return about_arguments and all(frame.name != "learn" for frame in frames)
 
 
 if __name__ == "__main__":

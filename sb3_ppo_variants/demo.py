@@ -23,8 +23,8 @@ FILM_FPS = 30
 N_ENVS = 8
 DEMO_TIMESTEPS = 300_000
 SETTINGS: dict[str, Any] = {
-    "n_steps": 256,
-    "batch_size": 256,
+    "n_steps": 128,
+    "batch_size": 128,
     "n_epochs": 10,
     "learning_rate": 3e-4,
     "clip_actions": False,
@@ -109,6 +109,7 @@ def draw_curve(timesteps: Sequence[int], returns: Sequence[float], before: Score
 
 def _train(timesteps: int, seed: int) -> tuple[Any, Any, Score, list[int], list[float]]:
     """Train; returns the model, its normaliser, the score before, and the curve."""
+    import torch as th
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.env_util import make_vec_env
     from stable_baselines3.common.utils import safe_mean
@@ -117,6 +118,7 @@ def _train(timesteps: int, seed: int) -> tuple[Any, Any, Score, list[int], list[
 
     from sb3_ppo_variants import PPOClipPaper
 
+    th.set_num_threads(1)  # the networks are small, and the workers need the cores
     steps: list[int] = []
     returns: list[float] = []
 

@@ -33,7 +33,7 @@ from stable_baselines3.common.type_aliases import (
     Schedule,
 )
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.arguments import extend_signature, require, require_choice
@@ -347,10 +347,21 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         As SB3's, with ``clip_actions`` and ``bootstrap_on_timeout``. Callbacks find the same names in
         ``locals``: ``actions``, ``clipped_actions`` (what the environment was given), ``values``,
-        ``log_probs``, ``new_obs``, ``rewards``, ``dones``, ``infos``, ``n_steps``, …
+        ``log_probs``, ``new_obs``, ``rewards``, ``dones``, ``infos``, ``n_steps``, … Where worker processes
+        step the environments, torch keeps to one thread meanwhile, as they would fight over the cores.
 
         :return: False if a callback ended the training
         """
+        with one_torch_thread(unless=isinstance(env.unwrapped, DummyVecEnv)):
+            return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+
+    def _collect(
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: RolloutBuffer,
+        n_rollout_steps: int,
+    ) -> bool:
         assert self._last_obs is not None, "collect_rollouts needs the observation that learn() sets up"
         self.policy.set_training_mode(False)
         n_steps = 0
@@ -587,6 +598,17 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+
+@contextmanager
+def one_torch_thread(unless: bool) -> Iterator[None]:
+    """Let torch compute on one thread, and on as many as before afterwards; do nothing if ``unless`` holds."""
+    threads = th.get_num_threads()
+    th.set_num_threads(threads if unless else 1)
+    try:
+        yield
+    finally:
+        th.set_num_threads(threads)
 
 
 class MeanMetrics:

@@ -25,6 +25,7 @@ from sb3_ppo_variants import ALGORITHMS
 if TYPE_CHECKING:
     import optuna
     from rl_zoo3.exp_manager import ExperimentManager
+    from stable_baselines3.common.vec_env import VecEnv
 else:
     ExperimentManager = object
 
@@ -52,6 +53,9 @@ REQUIRED_KEYS = ("policy", "n_timesteps")
 
 # Activation functions by the names that rl_zoo3's own samplers use → their names in torch.nn.
 ACTIVATIONS = {"tanh": "Tanh", "relu": "ReLU", "elu": "ELU", "leaky_relu": "LeakyReLU"}
+
+# Policy arguments that the algorithm fills.
+POLICY_KEYS_OF_SB3 = frozenset({"observation_space", "action_space", "lr_schedule", "use_sde"})
 
 SCHEDULE_FORMS = "a number, lin_<start> (down to 0) or {schedule: linear, start: …, end: …, end_fraction: 1.0}"
 
@@ -96,7 +100,7 @@ def read_hyperparams(algorithm: type, hyperparams: Mapping[str, Any]) -> dict[st
     :raises ValueError: for an unknown or a missing key, or a form that cannot be read; names it
     """
     parameters = inspect.signature(algorithm).parameters
-    check_names("setting", hyperparams, {*parameters, *ZOO_KEYS, VEC_ENV_KEY} - COMMAND_LINE_KEYS)
+    check_names("config key", hyperparams, {*parameters, *ZOO_KEYS, VEC_ENV_KEY} - COMMAND_LINE_KEYS)
     for key in REQUIRED_KEYS:
         if key not in hyperparams:
             raise ValueError(f"the settings lack {key!r}; rl_zoo3 needs {' and '.join(REQUIRED_KEYS)}")
@@ -157,7 +161,7 @@ def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, 
 
     if policy in algorithm.policy_aliases:
         allowed = inspect.signature(algorithm.policy_aliases[policy]).parameters
-        check_names("policy_kwargs key", policy_kwargs, set(allowed) - {"args", "kwargs"})
+        check_names("policy_kwargs key", policy_kwargs, set(allowed) - POLICY_KEYS_OF_SB3)
     arguments = dict(policy_kwargs)
     activation = arguments.get("activation_fn")
     if isinstance(activation, str):
@@ -176,6 +180,12 @@ class _OurExperiments(ExperimentManager):
         if kwargs.get("config") is None and algo in ALGORITHMS:
             kwargs["config"] = str(config_path(algo))
         super().__init__(args, algo, *rest, **kwargs)
+        self._opened: list[VecEnv] = []
+
+    def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
+        """As rl_zoo3's; remembers the environments, to close them if the setup fails."""
+        self._opened.append(super().create_envs(*args, **kwargs))
+        return self._opened[-1]
 
     def setup_experiment(self) -> Any:
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
@@ -183,6 +193,8 @@ class _OurExperiments(ExperimentManager):
         try:
             return super().setup_experiment()
         except Exception:
+            for env in self._opened:
+                env.close()
             if is_new:
                 shutil.rmtree(self.save_path, ignore_errors=True)
             raise
@@ -299,7 +311,7 @@ def register() -> None:
     # Each script has its own reference to what it imported by name.
     for script in (rl_zoo3.train, rl_zoo3.enjoy):
         vars(script).update(ExperimentManager=manager, StoreDict=_WordsAndLiterals)
-    rl_zoo3.utils.StoreDict = _WordsAndLiterals  # where record_video will find it
+    vars(rl_zoo3.utils).update(StoreDict=_WordsAndLiterals)  # where record_video will find it
 
 
 def algorithm_names() -> list[str]:

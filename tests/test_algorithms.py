@@ -26,7 +26,7 @@ from stable_baselines3.common.envs import (
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.utils import LinearSchedule
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import sb3_ppo_variants
 from sb3_ppo_variants import Minibatch, PaperOnPolicyAlgorithm, PPOAdaptiveKLPaper, PPOClipPaper, losses
@@ -253,6 +253,25 @@ def test_metrics_are_means_over_the_update() -> None:
     assert logged["train/policy_gradient_loss"] == pytest.approx(np.mean(losses_seen), abs=1e-6)
     assert logged["train/mine"] == pytest.approx(-np.mean(losses_seen), abs=1e-6)
     assert {"train/kl", "train/approx_kl", "train/clip_fraction", "train/explained_variance"} <= set(logged)
+
+
+@pytest.mark.parametrize(("vec_env", "while_stepping"), [(DummyVecEnv, 2), (SubprocVecEnv, 1)])
+def test_torch_has_one_thread_while_worker_processes_step(vec_env: Any, while_stepping: int) -> None:
+    seen: list[int] = []
+
+    def note(*_: Any) -> bool:
+        seen.append(th.get_num_threads())
+        return True
+
+    env = vec_env([lambda: gym.make("CartPole-v1")])
+    th.set_num_threads(2)
+    try:
+        PPOClipPaper("MlpPolicy", env, **{**SMALL, "n_epochs": 1}).learn(64, callback=note)
+        assert set(seen) == {while_stepping}
+        assert th.get_num_threads() == 2  # set back for the update
+    finally:
+        th.set_num_threads(1)
+        env.close()
 
 
 # ------------------------------------------------------------------ adaptive KL

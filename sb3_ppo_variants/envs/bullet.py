@@ -75,9 +75,8 @@ class Body:
         points: links whose centres of mass are those of all links but the root (two hinges that share a
             point need one reading); `point_counts`: how many links each stands for.
 
-    Args:
-        client: PyBullet client.
-        body: PyBullet's number for the body, loaded into that client.
+    :param client: PyBullet client.
+    :param body: PyBullet's number for the body, loaded into that client.
     """
 
     def __init__(self, client: int, body: int) -> None:
@@ -165,11 +164,8 @@ class World:
         floor: PyBullet's number for the floor.
         bodies: what moves.
 
-    Args:
-        gui: open PyBullet's window, which needs a display; otherwise the simulation runs without one.
-
-    Raises:
-        RuntimeError: `gui` was asked for and there is no display.
+    :param gui: open PyBullet's window, which needs a display; otherwise the simulation runs without one.
+    :raises RuntimeError: `gui` was asked for and there is no display.
     """
 
     def __init__(self, gui: bool = False) -> None:

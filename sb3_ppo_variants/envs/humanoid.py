@@ -67,9 +67,8 @@ class Humanoid:
 
     Readings are plain floats: on so few of them, Python's arithmetic is faster than NumPy's calls.
 
-    Args:
-        world: where to load the robot.
-        power: common factor of the motors' powers.
+    :param world: where to load the robot.
+    :param power: common factor of the motors' powers.
     """
 
     def __init__(self, world: World, power: float) -> None:
@@ -144,8 +143,7 @@ class Humanoid:
         In order: torso height − 0.8; sine and cosine of the angle to the target; 0.3·velocity in the
         torso's yaw frame; roll; pitch; position and speed of each hinge; right and left foot on the floor.
 
-        Args:
-            bearing: direction of the target from the robot, rad, world axes.
+        :param bearing: direction of the target from the robot, rad, world axes.
         """
         vx, vy, vz = self.torso_velocity
         sin_yaw, cos_yaw = sin(self.yaw), cos(self.yaw)

@@ -1,15 +1,18 @@
 """PyBullet without its greeting: importing it writes its build time to stderr, once in every worker process."""
 
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 @contextmanager
 def _stderr_to_nowhere() -> Iterator[None]:
-    sys.stderr.flush()
-    saved, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        saved = os.dup(2)
+    except OSError:  # a daemon that has closed it hears no greeting anyway
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 2)
     try:
         yield

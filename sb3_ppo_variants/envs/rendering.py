@@ -76,11 +76,10 @@ LIGHT = (-4.0, -6.0, 10.0)
 class Camera:
     """Dresses the robot, once, and takes pictures of it.
 
-    Args:
-        world: the world to show.
-        body: the robot.
-        width: of a frame, pixels.
-        height: of a frame, pixels.
+    :param world: the world to show.
+    :param body: the robot.
+    :param width: of a frame, pixels.
+    :param height: of a frame, pixels.
     """
 
     def __init__(self, world: World, body: Body, width: int, height: int) -> None:

@@ -14,9 +14,8 @@ LIMIT_FRACTION = 0.99
 def potential(distance: float, period: float) -> float:
     """−distance / period: its change over a step of `period` seconds is the speed of approach, in m/s.
 
-    Args:
-        distance: from the robot to its target, m.
-        period: length of a control step, s.
+    :param distance: from the robot to its target, m.
+    :param period: length of a control step, s.
     """
     return -distance / period
 
@@ -26,11 +25,10 @@ def electricity(action: Sequence[float], speed: Sequence[float], cost: float, st
 
     The motors pay for power in both directions of flow, and for current at a standstill.
 
-    Args:
-        action: n numbers, the action as it was given, not clipped.
-        speed: n numbers, the hinges' speeds in units of 10 rad/s.
-        cost: per unit of power, at or below zero.
-        stall_cost: per unit of squared current, at or below zero.
+    :param action: n numbers, the action as it was given, not clipped.
+    :param speed: n numbers, the hinges' speeds in units of 10 rad/s.
+    :param cost: per unit of power, at or below zero.
+    :param stall_cost: per unit of squared current, at or below zero.
     """
     power = current = 0.0
     for a, v in zip(action, speed, strict=True):

@@ -57,27 +57,25 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
     Defaults are Roboschool's of July 2017 (v1). Costs are at or below zero.
 
-    Args:
-        render_mode: None, "rgb_array" (frames of `width` × `height`) or "human" (a window; needs a display).
-        alive_bonus: reward of a step on which the torso is above `minimum_height`.
-        fall_penalty: reward of the step on which it is not, which ends the episode; below zero.
-        minimum_height: torso height under which the robot has fallen, m.
-        progress_weight: reward per m/s of approach to the target.
-        electricity_cost: per unit of mean |action · joint speed| (in 10 rad/s).
-        stall_torque_cost: per unit of mean squared action.
-        joints_at_limit_cost: per hinge within 0.5 % of its range from a limit.
-        feet_collision_cost: per foot that touches anything but the floor.
-        power: common factor of the motors' powers.
-        initial_height: torso height at reset, m.
-        yaw_range: the yaw at reset is uniform within ± this, rad.
-        joint_range: every hinge's angle at reset is uniform within ± this, rad.
-        target: (x, y) to run to, m.
-        width, height: size of a rendered frame, pixels.
-
-    Raises:
-        ValueError: an argument is out of its range, or an action is not 17 finite numbers; in the second
-            case the simulation is untouched, and the episode goes on.
-        RuntimeError: `render_mode="human"` without a display.
+    :param render_mode: None, "rgb_array" (frames of `width` × `height`) or "human" (a window; needs a display).
+    :param alive_bonus: reward of a step on which the torso is above `minimum_height`.
+    :param fall_penalty: reward of the step on which it is not, which ends the episode; below zero.
+    :param minimum_height: torso height under which the robot has fallen, m.
+    :param progress_weight: reward per m/s of approach to the target.
+    :param electricity_cost: per unit of mean |action · joint speed| (in 10 rad/s).
+    :param stall_torque_cost: per unit of mean squared action.
+    :param joints_at_limit_cost: per hinge within 0.5 % of its range from a limit.
+    :param feet_collision_cost: per foot that touches anything but the floor.
+    :param power: common factor of the motors' powers.
+    :param initial_height: torso height at reset, m.
+    :param yaw_range: the yaw at reset is uniform within ± this, rad.
+    :param joint_range: every hinge's angle at reset is uniform within ± this, rad.
+    :param target: (x, y) to run to, m.
+    :param width: of a rendered frame, pixels.
+    :param height: of a rendered frame, pixels.
+    :raises ValueError: an argument is out of its range, or an action is not 17 finite numbers; in the second
+        case the simulation is untouched, and the episode goes on.
+    :raises RuntimeError: `render_mode="human"` without a display.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -134,8 +132,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start an episode. With a seed, it is the same episode in a fresh and in a used environment.
 
-        Returns:
-            The observation, shape (44,), and an empty info.
+        :return: The observation, shape (44,), and an empty info.
         """
         super().reset(seed=seed)
         if self._broken:
@@ -156,14 +153,9 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
     def step(self, action: ArrayLike) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, float]]:
         """Advance by one control step of 16.5 ms.
 
-        Args:
-            action: shape (17,), finite.
-
-        Returns:
-            Observation, reward, terminated, truncated (never by itself), and the reward's terms.
-
-        Raises:
-            ValueError: the action is not 17 finite numbers; nothing has moved then.
+        :param action: shape (17,), finite.
+        :return: Observation, reward, terminated, truncated (never by itself), and the reward's terms.
+        :raises ValueError: the action is not 17 finite numbers; nothing has moved then.
         """
         checked = _checked_action(action)
         self.robot.act(checked)

@@ -1,0 +1,242 @@
+"""The ``ppo-variants`` command, as a user meets it: what it prints, what it writes, how it fails."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import gymnasium as gym
+import pytest
+import yaml
+
+import sb3_ppo_variants
+from sb3_ppo_variants import ALGORITHMS, PPOClipPaper, cli, demo, zoo
+
+QUIET = ["--eval-freq", "-1", "--verbose", "0", "--no-progress"]
+SHORT_TRAINING = ["-n", "256", "-params", "n_steps:64", "n_envs:2", "batch_size:64", *QUIET]
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+
+
+def only_error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """The error output, which is one sentence."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+# ------------------------------------------------------------------ without rl_zoo3
+
+
+@pytest.mark.parametrize("argv", [[], ["-h"], ["--help"]])
+def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(argv) == 0
+    printed = capsys.readouterr().out
+    for command in ("train", "enjoy", "record", "plot", "list", "demo"):
+        assert re.search(rf"^  {command} ", printed, re.MULTILINE)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"ppo-variants {sb3_ppo_variants.__version__}\n"
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["trian"]) == 2
+    assert "unknown command 'trian', did you mean 'train'?" in only_error_line(capsys)
+
+
+def test_importing_the_command_loads_neither_torch_nor_rl_zoo3() -> None:
+    code = "import sys, sb3_ppo_variants.cli; sys.exit(bool({'torch', 'rl_zoo3', 'yaml'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=False).returncode == 0
+
+
+@pytest.fixture
+def _no_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (*cli.ZOO_MODULES, *cli.DEMO_MODULES, "torch", "stable_baselines3"):
+        monkeypatch.setitem(sys.modules, module, None)
+
+
+@pytest.mark.usefixtures("_no_extra")
+def test_list_needs_no_extra_and_shows_everything(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["list"]) == 0
+    printed = capsys.readouterr().out
+    tasks = [name for name, spec in gym.registry.items() if str(spec.entry_point).startswith("sb3_ppo_variants")]
+    for name in [*ALGORITHMS, *ALGORITHMS.values(), *tasks, "HalfCheetah-v5", str(zoo.data_folder("zoo_configs"))]:
+        assert name in printed
+    # Columns are aligned: the classes begin below one another.
+    starts = {line.index(name) for name in ALGORITHMS.values() for line in printed.splitlines() if f" {name} " in line}
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize("command", ["train", "enjoy", "record", "plot", "demo"])
+@pytest.mark.usefixtures("_no_extra")
+def test_what_needs_the_extra_says_so_in_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([command]) == 2
+    assert only_error_line(capsys) == (
+        f'ppo-variants {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"'
+    )
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_listed_tasks_of_a_config_are_its_keys(algo: str) -> None:
+    assert cli.configured_tasks(algo) == list(yaml.safe_load(zoo.config_path(algo).read_text()))
+
+
+def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+
+    def record_arguments(arguments: list[str]) -> int:
+        seen.append(arguments)
+        return 3
+
+    monkeypatch.setattr(demo, "main", record_arguments)
+    assert cli.main(["demo", "--seed", "1"]) == 3
+    assert seen == [["--seed", "1"]]
+
+
+# ------------------------------------------------------------------ wrong input
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (
+            ["train", "--algo", "ppo_clip"],
+            r"'ppo_clip', did you mean 'ppo_clip_paper'\? \(allowed: .*trpo",
+        ),
+        (["train", "--env", "CartPol-v1"], r"unknown task 'CartPol-v1', did you mean 'CartPole-v1'\?$"),
+        (["train", "--env", "RoboschoolHumanoid-v2"], r"did you mean 'RoboschoolHumanoid-v1'\?$"),
+        (["enjoy", "--env", "CartPol-v1"], "unknown task 'CartPol-v1'"),
+        (["train", "-params", "clip_range:-0.1"], r"clip_range must be .*; got -0\.1"),
+        (["train", "-params", "surrogate:logclip"], "surrogate must be one of 'clip', 'log_clip'"),
+        (["train", "-params", "clip_rang:0.1"], r"unknown config key 'clip_rang', did you mean 'clip_range'\?"),
+        (["train", "-conf", "nowhere.yml"], "there is no config file nowhere.yml"),
+        (["train", "-i", "nowhere.zip"], "trained_agent must be a valid path"),
+        (["train", "--env-kwargs", "speed:1"], "unexpected keyword argument 'speed'"),
+        (["enjoy"], "No model found for ppo_clip_paper on CartPole-v1"),
+        (["record"], "No model found for ppo_clip_paper on CartPole-v1"),
+        (["plot"], "no finished episode of ppo_clip_paper on CartPole-v1 in logs"),
+    ],
+)
+def test_wrong_input_is_answered_in_one_sentence(
+    argv: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("logs/ppo_clip_paper").mkdir(parents=True)
+    assert cli.main([*argv, *(QUIET if argv[0] == "train" else [])]) == 2
+    error = only_error_line(capsys)
+    assert error.startswith(f"ppo-variants {argv[0]}: ")
+    assert re.search(message, error)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(_self: PPOClipPaper) -> None:
+        raise ValueError("operands could not be broadcast together")
+
+    monkeypatch.setattr(PPOClipPaper, "train", train)
+    with pytest.raises(ValueError, match="broadcast"):
+        cli.main(["train", *SHORT_TRAINING])
+
+
+def test_a_bug_during_setup_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(PPOClipPaper, "_check_arguments", lambda _self: float("a bug"))
+    with pytest.raises(ValueError, match="a bug"):
+        cli.main(["train", *SHORT_TRAINING])
+
+
+def test_a_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def train(_self: PPOClipPaper) -> None:
+        raise FloatingPointError("the loss is nan at iteration 3")
+
+    monkeypatch.setattr(PPOClipPaper, "train", train)
+    assert cli.main(["train", *SHORT_TRAINING]) == 2
+    assert only_error_line(capsys) == "ppo-variants train: the loss is nan at iteration 3"
+
+
+# ------------------------------------------------------------------ the round trip
+
+
+def test_train_enjoy_record_plot(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *SHORT_TRAINING]) == 0
+    run = Path("logs/ppo_clip_paper/CartPole-v1_1")
+    assert (run / "CartPole-v1.zip").is_file()
+    assert list(Path("logs/tb/CartPole-v1").glob("PPOClipPaper_*/events.out.tfevents.*"))
+
+    capsys.readouterr()
+    assert cli.main(["enjoy", "-n", "600"]) == 0
+    assert "Mean reward: " in capsys.readouterr().out
+
+    assert cli.main(["record", "-n", "8"]) == 0
+    film = Path(capsys.readouterr().out.splitlines()[-1].removeprefix("Film: "))
+    assert film.stat().st_size > 1000
+    assert film.read_bytes()[4:8] == b"ftyp"  # an MP4
+
+    assert cli.main(["plot"]) == 0
+    picture = Path("logs/ppo_clip_paper/CartPole-v1_curve.png")
+    assert capsys.readouterr().out == f"Curve: {picture} (1 run)\n"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_adaptive_kl_agent_and_other_folders(capsys: pytest.CaptureFixture[str]) -> None:
+    chosen = ["--algo", "ppo_adaptive_kl_paper", "-f", "elsewhere"]
+    assert cli.main(["train", *chosen, *SHORT_TRAINING]) == 0
+    assert "Next: ppo-variants enjoy|record|plot --algo ppo_adaptive_kl_paper --env CartPole-v1 -f elsewhere" in (
+        capsys.readouterr().out
+    )
+    assert list(Path("elsewhere/tb/CartPole-v1").glob("PPOAdaptiveKLPaper_*/events.out.tfevents.*"))
+    assert cli.main(["enjoy", *chosen, "-n", "600"]) == 0
+    assert "Mean reward: " in capsys.readouterr().out
+    assert cli.main(["plot", *chosen, "-o", "pictures/curve.png"]) == 0
+    assert Path("pictures/curve.png").is_file()
+    assert not Path("logs").exists()
+
+
+def test_a_plot_shows_a_short_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["train", *SHORT_TRAINING]) == 0
+    from matplotlib import pyplot as plt
+
+    curves: list[int] = []
+    monkeypatch.setattr(plt, "close", lambda *_args: curves.append(len(plt.gca().get_lines())))
+    assert cli.main(["plot"]) == 0
+    assert curves == [1]
+
+
+@pytest.mark.parametrize(("flags", "shown"), [([], True), (["--no-progress"], False)])
+def test_the_progress_bar_is_on_unless_refused(flags: list[str], shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[list[str]] = []
+    monkeypatch.setattr(zoo, "train", lambda _program, arguments: handed.append(arguments))
+    assert cli.main(["train", *flags]) == 0
+    assert ("--progress" in handed[0]) == shown
+    assert "--no-progress" not in handed[0]
+
+
+def test_what_the_user_asks_for_wins_over_our_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert cli.main(["train", "--algo", "a2c", "-tb", "events", "-n", "256", *QUIET]) == 0
+    assert Path("logs/a2c/CartPole-v1_1/CartPole-v1.zip").is_file()
+    assert Path("events/CartPole-v1").is_dir()
+    assert not Path("logs/tb").exists()
+
+
+def test_ctrl_c_saves_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
+    def train(_self: PPOClipPaper) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PPOClipPaper, "train", train)
+    assert cli.main(["train", *SHORT_TRAINING]) == 0
+    assert Path("logs/ppo_clip_paper/CartPole-v1_1/CartPole-v1.zip").is_file()
+
+
+def test_ctrl_c_elsewhere_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "show_list", interrupted)
+    assert cli.main(["list"]) == 130
+    assert "interrupted" in only_error_line(capsys)
