@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
+import numbers
 from collections.abc import Callable, Sequence
 from typing import Any
 
 
-def require(name: str, value: Any, allowed: str, is_allowed: Callable[[Any], bool]) -> None:
-    """Check a numeric argument. Schedules (callables) and None pass: their values are checked where they are used.
+def require(
+    name: str,
+    value: Any,
+    allowed: str,
+    is_allowed: Callable[[Any], bool] = lambda _: True,
+    *,
+    integer: bool = False,
+    optional: bool = False,
+    schedule: bool = False,
+) -> None:
+    """Check a numeric argument.
 
     :param allowed: the allowed values in words, for the message
-    :param is_allowed: tells of a number whether it is allowed; NaN fails every comparison
-    :raises ValueError: if the value is not allowed or not a number
+    :param is_allowed: tells of a number that is not NaN whether it is allowed
+    :param integer: whether it must be an integer
+    :param optional: whether None is allowed
+    :param schedule: whether a schedule (a callable) is; its values are checked where they are used
+    :raises ValueError: if the value is not allowed
     """
-    if callable(value) or (value is None and "None" in allowed):
+    if (optional and value is None) or (schedule and callable(value)):
         return
-    try:
-        valid = bool(is_allowed(value))
-    except TypeError:  # not comparable with a number
-        valid = False
-    if not valid:
+    kind = numbers.Integral if integer else numbers.Real
+    is_number = type(value) is not bool and isinstance(value, kind) and not math.isnan(value)
+    if not (is_number and is_allowed(value)):
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
@@ -30,7 +42,7 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
     :raises ValueError: if it is none of ``choices``; suggests the nearest where one is near
     """
-    if any(value is choice or (isinstance(value, str) and value == choice) for choice in choices):
+    if any(type(value) is type(choice) and value == choice for choice in choices):
         return
     strings = [choice for choice in choices if isinstance(choice, str)]
     nearest = difflib.get_close_matches(str(value), strings, n=1)
@@ -39,19 +51,20 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
 
 
 def extend_signature(parent: inspect.Signature, constructor: Callable[..., None]) -> inspect.Signature:
-    """The arguments of a constructor that hands ``*args`` and ``**kwargs`` to its parent's, all by name.
+    """The arguments of a constructor that hands ``**kwargs`` to its parent's, all by name.
 
     :param parent: the signature of the parent class
     :param constructor: the subclass's ``__init__``: its own defaults replace the parent's, its new arguments
         are added as keyword-only
+    :return: ``parent`` and ``constructor`` merged; the constructor's own where it takes no ``**kwargs``
     """
-    named = [
-        parameter
-        for parameter in list(inspect.signature(constructor).parameters.values())[1:]
-        if parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-    ]
+    own = list(inspect.signature(constructor).parameters.values())[1:]
+    if not any(parameter.kind is parameter.VAR_KEYWORD for parameter in own):
+        return parent.replace(parameters=own)
     merged = dict(parent.parameters)
-    for parameter in named:
+    for parameter in own:
+        if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+            continue
         kind = merged[parameter.name].kind if parameter.name in merged else parameter.KEYWORD_ONLY
         merged[parameter.name] = parameter.replace(kind=kind)
     return parent.replace(parameters=list(merged.values()))

@@ -133,12 +133,16 @@ def gaussian_kl(old_mean: th.Tensor, old_std: th.Tensor, new_mean: th.Tensor, ne
 def categorical_kl(old_logits: th.Tensor, new_logits: th.Tensor) -> th.Tensor:
     """Exact KL[p_old, p_new] of categorical distributions: ``Σ_n p_old (log p_old − log p_new)``.
 
+    A category that p_old rules out (logit −inf, as masked actions have) adds nothing.
+
     :param old_logits: unnormalised log-probabilities, shape ``(B, n)``
     :param new_logits: unnormalised log-probabilities, shape ``(B, n)``
     :return: the KL of each sample in nats, shape ``(B,)``
     """
     old_log_prob = th.log_softmax(old_logits, dim=-1)
     difference = old_log_prob - th.log_softmax(new_logits, dim=-1)
+    # Chosen before the product, so that neither the value nor the gradient meets 0·inf.
+    difference = th.where(old_log_prob.isneginf(), 0.0, difference)
     return (old_log_prob.exp() * difference).sum(dim=-1)
 
 

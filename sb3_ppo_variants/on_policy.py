@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
@@ -33,12 +32,13 @@ from stable_baselines3.common.type_aliases import (
     Schedule,
 )
 from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.arguments import extend_signature, require, require_choice
 from sb3_ppo_variants.distributions import ActionDistribution, family_of
-from sb3_ppo_variants.rollout_data import Rollout, policy_distribution, read_rollout
+from sb3_ppo_variants.metrics import MeanMetrics
+from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader, policy_distribution
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 
@@ -92,7 +92,8 @@ class _UpdateConstants(NamedTuple):
 class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     """Proximal policy optimisation as the paper's Algorithm 1 runs it, with the surrogate left open.
 
-    Takes every argument of SB3's ``PPO``, in the same order and with the same meaning. The defaults are those
+    Takes every argument of SB3's ``PPO``, in the same order and with the same meaning. While a
+    ``SubprocVecEnv`` steps the environments, torch keeps to one thread; updates use all. The defaults are those
     of the paper's Table 3 (MuJoCo, 1M timesteps) and, where the paper is silent, of the authors' code for the
     standardisation of advantages, the weight of the value loss and the absence of gradient clipping.
 
@@ -107,7 +108,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param clip_range: ε of eq. 7, or a schedule of it (Table 1's best: 0.2); None: nothing is clipped
     :param clip_range_vf: how far V may move in an update, in units of the return; None (default): as far as it likes
     :param normalize_advantage: ``"batch"`` (default) standardises advantages over the whole batch, as the
-        authors' code did; True over each minibatch, as SB3 does; False not at all
+        authors' code did (and with its population standard deviation); True over each minibatch, as SB3 does
+        (with the sample one); False not at all
     :param ent_coef: c2 of eq. 9 (Table 3: 0)
     :param vf_coef: c1 of eq. 9 (the authors' code: 1; without effect on the policy unless parameters are shared)
     :param max_grad_norm: largest norm of the gradient; None (default) leaves the gradient alone
@@ -206,8 +208,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.clip_actions = clip_actions
         self.bootstrap_on_timeout = bootstrap_on_timeout
+        self.n_iterations = 0
         if _init_setup_model:
             self._setup_model()
+            self._check_rollout_size()
+            self._warn_of_a_truncated_minibatch()
 
     # ---------------------------------------------------------------- hooks
 
@@ -244,26 +249,36 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             self.clip_range = FloatSchedule(self.clip_range)
         if self.clip_range_vf is not None:
             self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        if isinstance(self.action_space, spaces.Box) and not (self.clip_actions or self.policy.squash_output):
+            # SB3's `predict` clips to the policy's action space.
+            self.policy.action_space = spaces.Box(-np.inf, np.inf, self.action_space.shape)
         self._knows_kl = family_of(self.policy.action_dist) is not None
         if self.needs_kl and not self._knows_kl:
             ActionDistribution.from_sb3(self.policy.action_dist)  # raises, and names the distribution
 
     def _check_arguments(self) -> None:
         """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""
-        require("learning_rate", self.learning_rate, "a number >= 0 or a schedule", lambda value: value >= 0)
-        require("n_steps", self.n_steps, "an integer >= 1", lambda value: value >= 1)
-        require("batch_size", self.batch_size, "an integer >= 1", lambda value: value >= 1)
-        require("n_epochs", self.n_epochs, "an integer >= 1", lambda value: value >= 1)
-        require("gamma", self.gamma, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-        require("gae_lambda", self.gae_lambda, "a number in [0, 1]", lambda value: 0 <= value <= 1)
-        require("clip_range", self.clip_range, "a number >= 0, a schedule or None", lambda value: value >= 0)
-        require("clip_range_vf", self.clip_range_vf, "a number > 0, a schedule or None", lambda value: value > 0)
-        require("max_grad_norm", self.max_grad_norm, "a number > 0 or None", lambda value: value > 0)
-        require("target_kl", self.target_kl, "a number > 0 or None", lambda value: value > 0)
+        for name in ("n_steps", "batch_size", "n_epochs"):
+            require(name, getattr(self, name), "an integer >= 1", lambda value: value >= 1, integer=True)
+        for name in ("gamma", "gae_lambda"):
+            require(name, getattr(self, name), "a number in [0, 1]", lambda value: 0 <= value <= 1)
+        for name in ("ent_coef", "vf_coef"):
+            require(name, getattr(self, name), "a finite number", math.isfinite)
+        for name in ("max_grad_norm", "target_kl"):
+            require(name, getattr(self, name), "a number >= 0 or None", lambda value: value >= 0, optional=True)
+        require(
+            "learning_rate", self.learning_rate, "a number >= 0 or a schedule", lambda value: value >= 0, schedule=True
+        )
+        allowed = "a number >= 0, a schedule or None"
+        require("clip_range", self.clip_range, allowed, lambda value: value >= 0, schedule=True, optional=True)
+        allowed = "a number > 0, a schedule or None"
+        require("clip_range_vf", self.clip_range_vf, allowed, lambda value: value > 0, schedule=True, optional=True)
         require_choice("normalize_advantage", self.normalize_advantage, (True, False, "batch"))
-        self._check_standardisation()
+        require_choice("clip_actions", self.clip_actions, (True, False))
+        require_choice("bootstrap_on_timeout", self.bootstrap_on_timeout, (True, False))
 
-    def _check_standardisation(self) -> None:
+    def _check_rollout_size(self) -> None:
+        """Raise a ValueError if the rollouts of this environment are too small to standardise advantages."""
         rollout_size = self.n_steps * self.n_envs
         if self.normalize_advantage == "batch" and rollout_size < 2:
             raise ValueError(
@@ -275,43 +290,19 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"normalize_advantage=True needs batch_size >= 2 and n_steps * n_envs >= 2; "
                 f"got batch_size={self.batch_size}, n_steps={self.n_steps} and n_envs={self.n_envs}"
             )
-        if self.env is not None and rollout_size % self.batch_size > 0:
+
+    def _warn_of_a_truncated_minibatch(self) -> None:
+        rollout_size = self.n_steps * self.n_envs
+        if rollout_size % self.batch_size > 0:
+            # SB3's first words, so that its users' warning filters fit.
             warnings.warn(
-                f"batch_size={self.batch_size} does not divide the rollout of n_steps * n_envs = {rollout_size} "
-                f"samples: the last minibatch of each epoch holds {rollout_size % self.batch_size}",
-                stacklevel=2,
+                f"You have specified a mini-batch size of {self.batch_size}, which does not divide the rollout of "
+                f"n_steps * n_envs = {rollout_size} samples: each epoch ends with a minibatch of "
+                f"{rollout_size % self.batch_size}",
+                stacklevel=3,
             )
 
     # ---------------------------------------------------------------- acting
-
-    def predict(
-        self,
-        observation: np.ndarray | dict[str, np.ndarray],
-        state: tuple[np.ndarray, ...] | None = None,
-        episode_start: np.ndarray | None = None,
-        deterministic: bool = False,
-    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
-        """The policy's action, as SB3's ``predict``; not clipped to the action space if ``clip_actions`` is False.
-
-        :param observation: ``(*obs_shape)`` or ``(n_envs, *obs_shape)``, or a dict of such arrays
-        :param state: passed through; these policies have no memory
-        :param episode_start: without effect on these policies
-        :param deterministic: the distribution's mode instead of a sample
-        :return: the action, ``(*action_shape)`` or ``(n_envs, *action_shape)``, and ``state``
-        """
-        if self.clip_actions or not self._acts_in_a_box():
-            return self.policy.predict(observation, state, episode_start, deterministic)
-        self.policy.set_training_mode(False)
-        obs_tensor, is_vectorized = self.policy.obs_to_tensor(observation)
-        with th.no_grad():
-            actions = self.policy._predict(obs_tensor, deterministic=deterministic).cpu().numpy()
-        shape = self.action_space.shape
-        assert shape is not None
-        return actions.reshape((-1, *shape) if is_vectorized else shape), state
-
-    def _acts_in_a_box(self) -> bool:
-        """Whether actions come from an unbounded Gaussian and may leave the action space."""
-        return isinstance(self.action_space, spaces.Box) and not self.policy.squash_output
 
     def _to_environment(self, actions: np.ndarray) -> np.ndarray:
         """The sampled actions as the environment is to see them."""
@@ -319,7 +310,9 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             return actions
         if self.policy.squash_output:
             return self.policy.unscale_action(actions)
-        return np.clip(actions, self.action_space.low, self.action_space.high) if self.clip_actions else actions
+        if not self.clip_actions:
+            return actions
+        return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def _sample_noise(self, n_envs: int, step: int) -> None:
         """Draw a new gSDE noise matrix where one is due before ``step`` of the rollout."""
@@ -347,13 +340,18 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         As SB3's, with ``clip_actions`` and ``bootstrap_on_timeout``. Callbacks find the same names in
         ``locals``: ``actions``, ``clipped_actions`` (what the environment was given), ``values``,
-        ``log_probs``, ``new_obs``, ``rewards``, ``dones``, ``infos``, ``n_steps``, … Where worker processes
-        step the environments, torch keeps to one thread meanwhile, as they would fight over the cores.
+        ``log_probs``, ``new_obs``, ``rewards``, ``dones``, ``infos``, ``n_steps``, … Torch keeps to one thread
+        while the worker processes of a ``SubprocVecEnv`` step, as they would fight over the cores.
 
         :return: False if a callback ended the training
         """
-        with one_torch_thread(unless=isinstance(env.unwrapped, DummyVecEnv)):
+        threads = th.get_num_threads()
+        if isinstance(env.unwrapped, SubprocVecEnv):
+            th.set_num_threads(1)
+        try:
             return self._collect(env, callback, rollout_buffer, n_rollout_steps)
+        finally:
+            th.set_num_threads(threads)
 
     def _collect(
         self,
@@ -413,10 +411,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     def train(self) -> None:
         """One update (Algorithm 1): K epochs of minibatch steps on the rollout, then the rules between updates.
 
-        :raises FloatingPointError: if the loss, or a KL that the algorithm needs, is not finite; names the iteration
+        :raises FloatingPointError: if the training has diverged; names the iteration
         """
+        self.n_iterations += 1
         self.policy.set_training_mode(False)
-        rollout = read_rollout(self.rollout_buffer, self.policy, with_reference=self._knows_kl)
+        rollout = self._read_rollout()
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         constants = _UpdateConstants(
@@ -430,11 +429,21 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         with self._naming_divergence():
             self._run_epochs(rollout, constants, metrics)
             self.policy.set_training_mode(False)
-            kl = rollout.mean_kl(self.policy) if self._knows_kl else math.nan
+            kl = rollout.mean_kl(self.policy) if rollout.has_reference else math.nan
         means = metrics.means()
-        self._check_finite(means["loss"], kl)
+        if not math.isfinite(means["loss"]):
+            raise self._divergence(f"the loss is {means['loss']}")
         self._log_update(means, kl, constants)
         self.after_update(kl)
+
+    def _read_rollout(self) -> Rollout:
+        """The rollout, by the fast path where the buffer is read by SB3's own methods.
+
+        A buffer with methods of its own costs a copy of the policy for the KL: only where the algorithm needs it.
+        """
+        if has_stock_reader(self.rollout_buffer):
+            return StoredRollout(self.rollout_buffer, self.policy, with_reference=self._knows_kl)
+        return CustomRollout(self.rollout_buffer, self.policy, with_reference=self.needs_kl)
 
     def _run_epochs(self, rollout: Rollout, constants: _UpdateConstants, metrics: MeanMetrics) -> None:
         for epoch in range(self.n_epochs):
@@ -490,7 +499,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         SB3's own ``evaluate_actions`` leaves it in ``policy.action_dist``; a user's may not.
         """
-        if type(self.policy).evaluate_actions is ActorCriticPolicy.evaluate_actions:
+        policy = getattr(self.policy, "_orig_mod", self.policy)  # what torch.compile wraps
+        if type(policy).evaluate_actions is ActorCriticPolicy.evaluate_actions:
             return ActionDistribution.from_sb3(self.policy.action_dist)
         return policy_distribution(self.policy, observations)
 
@@ -515,14 +525,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         with th.no_grad():
             approx_kl = losses.approximate_kl(batch.log_prob - batch.old_log_prob)
-            metrics.add(
-                policy_gradient_loss=policy_loss,
-                value_loss=value_loss,
-                entropy_loss=entropy_loss,
-                loss=loss,
-                approx_kl=approx_kl,
-                **self.minibatch_metrics(batch),
-            )
+            measured = {
+                "policy_gradient_loss": policy_loss,
+                "value_loss": value_loss,
+                "entropy_loss": entropy_loss,
+                "loss": loss,
+                "approx_kl": approx_kl,
+            }
+            metrics.add({**self.minibatch_metrics(batch), **measured})
         if self.target_kl is not None and approx_kl.item() > EARLY_STOPPING_FACTOR * self.target_kl:
             return False
 
@@ -535,8 +545,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _position(self) -> str:
         """Where the training stands, for messages."""
-        iteration = self.num_timesteps // (self.n_steps * self.n_envs)
-        return f"iteration {iteration} ({self.num_timesteps} timesteps)"
+        return f"iteration {self.n_iterations} ({self.num_timesteps} timesteps)"
 
     @contextmanager
     def _naming_divergence(self) -> Iterator[None]:
@@ -554,17 +563,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             f"smaller learning_rate or fewer n_epochs"
         )
 
-    def _check_finite(self, loss: float, kl: float) -> None:
-        if self.needs_kl and not math.isfinite(kl):
-            raise self._divergence(f"KL[π_old, π_new] is {kl}")
-        if not math.isfinite(loss):
-            raise self._divergence(f"the loss is {loss}")
-
     def _log_update(self, means: dict[str, float], kl: float, constants: _UpdateConstants) -> None:
         """Log the update under SB3's names: means over all its minibatches, and the exact KL after it."""
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
-        if self._knows_kl:
+        if not math.isnan(kl):
             self.logger.record("train/kl", kl)
         buffer = self.rollout_buffer
         explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
@@ -589,7 +592,9 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
         :param tb_log_name: name of the TensorBoard run; None: the algorithm's name
         :return: the algorithm itself
+        :raises ValueError: if the rollouts are too small to standardise advantages
         """
+        self._check_rollout_size()
         return super().learn(
             total_timesteps=total_timesteps,
             callback=callback,
@@ -598,33 +603,3 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
-
-
-@contextmanager
-def one_torch_thread(unless: bool) -> Iterator[None]:
-    """Let torch compute on one thread, and on as many as before afterwards; do nothing if ``unless`` holds."""
-    threads = th.get_num_threads()
-    th.set_num_threads(threads if unless else 1)
-    try:
-        yield
-    finally:
-        th.set_num_threads(threads)
-
-
-class MeanMetrics:
-    """Running means of scalar tensors, read from the device once, at the end."""
-
-    def __init__(self) -> None:
-        self._sums: dict[str, th.Tensor] = {}
-        self._counts: defaultdict[str, int] = defaultdict(int)
-
-    def add(self, **values: th.Tensor) -> None:
-        """Count one more observation of each of ``values``, scalars without gradients."""
-        for name, value in values.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] += 1
-
-    def means(self) -> dict[str, float]:
-        """The mean of each metric over what was added."""
-        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}

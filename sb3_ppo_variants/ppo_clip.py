@@ -39,3 +39,11 @@ class PPOClipPaper(PaperOnPolicyAlgorithm):
             log_ratio = batch.log_prob - batch.old_log_prob
             return losses.log_clipped_surrogate(log_ratio, batch.advantages, batch.clip_range)
         return losses.clipped_surrogate(batch.ratio, batch.advantages, batch.clip_range)
+
+    def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
+        """As the base class's; under ``"log_clip"`` the ``clip_fraction`` is the share with |log r| > ε."""
+        if self.surrogate == "log_clip":
+            assert batch.clip_range is not None
+            log_ratio = batch.log_prob - batch.old_log_prob
+            return {"clip_fraction": (log_ratio.abs() > batch.clip_range).float().mean()}
+        return super().minibatch_metrics(batch)

@@ -11,7 +11,7 @@ from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.arguments import require
-from sb3_ppo_variants.controllers import adapt_beta
+from sb3_ppo_variants.controllers import BETA_MAX, BETA_MIN, adapt_beta
 from sb3_ppo_variants.on_policy import Minibatch, PaperOnPolicyAlgorithm
 
 
@@ -25,7 +25,8 @@ class PPOAdaptiveKLPaper(PaperOnPolicyAlgorithm):
     Takes every argument of SB3's ``PPO``; see :class:`PaperOnPolicyAlgorithm` for them and for what is ours.
     ``target_kl`` keeps SB3's meaning, early stopping, and has nothing to do with ``kl_target``.
 
-    ``beta`` is the live coefficient: logged as ``train/beta``, saved with the model and restored with it.
+    ``beta`` is the live coefficient: logged as ``train/beta``, saved with the model and restored with it;
+    ``load(..., beta=...)`` sets another.
 
     :param clip_range: ε of a clip applied together with the penalty (§4 names the combination), or a schedule
         of it; None (default): no clipping
@@ -57,7 +58,6 @@ class PPOAdaptiveKLPaper(PaperOnPolicyAlgorithm):
     ):
         self.kl_target = kl_target
         self.beta_init = beta_init
-        self.beta = beta_init
         super().__init__(
             policy,
             env,
@@ -75,7 +75,10 @@ class PPOAdaptiveKLPaper(PaperOnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         require("kl_target", self.kl_target, "a finite number > 0", lambda value: 0 < value < math.inf)
-        require("beta_init", self.beta_init, "a finite number >= 0", lambda value: 0 <= value < math.inf)
+        if not hasattr(self, "beta"):  # neither restored from a zip nor handed to load()
+            self.beta = self.beta_init
+        for name in ("beta_init", "beta"):
+            require(name, getattr(self, name), f"0 or a number in [{BETA_MIN:.2g}, {BETA_MAX:.2g}]", _is_beta)
 
     def objective(self, batch: Minibatch) -> th.Tensor:
         """L^KLPEN of each sample (eq. 8), on top of L^CLIP where a ``clip_range`` is set (§4), shape ``(M,)``."""
@@ -87,6 +90,15 @@ class PPOAdaptiveKLPaper(PaperOnPolicyAlgorithm):
         return losses.kl_penalized_surrogate(surrogate, batch.kl, self.beta)
 
     def after_update(self, kl: float) -> None:
-        """Log the β that this update used, and set the next one's (§4)."""
+        """Log the β that this update used, and set the next one's (§4).
+
+        :raises FloatingPointError: if the KL is not finite while there is a penalty on it
+        """
+        if self.beta > 0 and not math.isfinite(kl):
+            raise self._divergence(f"KL[π_old, π_new] is {kl}")
         self.logger.record("train/beta", self.beta)
         self.beta = adapt_beta(self.beta, kl, self.kl_target)
+
+
+def _is_beta(value: float) -> bool:
+    return value == 0 or BETA_MIN <= value <= BETA_MAX

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,7 @@ class StoredRollout:
     def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool):
         self._samples = _in_storage_order(buffer)
         self._size = buffer.buffer_size * buffer.n_envs
+        self.has_reference = with_reference
         self._reference = self._evaluate(policy) if with_reference else None
 
     def minibatches(self, batch_size: int) -> Iterator[Sample]:
@@ -74,6 +76,7 @@ class CustomRollout:
 
     def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool):
         self._buffer = buffer
+        self.has_reference = with_reference
         self._old_policy = _frozen_copy(policy) if with_reference else None
 
     def minibatches(self, batch_size: int) -> Iterator[Sample]:
@@ -85,10 +88,11 @@ class CustomRollout:
     def mean_kl(self, policy: ActorCriticPolicy) -> float:
         """E[KL[π_old, π]] over one pass through the buffer, in nats; π is ``policy`` as it is now."""
         values = []
-        for samples in self._buffer.get(EVALUATION_ROWS):
-            old = self._old_distribution(samples)
-            assert old is not None
-            values.append(old.kl(policy_distribution(policy, samples.observations)))
+        with _same_draws():
+            for samples in self._buffer.get(EVALUATION_ROWS):
+                old = self._old_distribution(samples)
+                assert old is not None
+                values.append(old.kl(policy_distribution(policy, samples.observations)))
         return th.cat(values).mean().item()
 
     @th.no_grad()
@@ -101,29 +105,36 @@ class CustomRollout:
 Rollout = StoredRollout | CustomRollout
 
 
-def read_rollout(buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool) -> Rollout:
-    """The rollout in ``buffer``, by the fast path where the buffer's reading methods are SB3's own."""
-    stock_methods = [(cls.get, cls._get_samples) for cls in (RolloutBuffer, DictRolloutBuffer)]
-    is_stock = (type(buffer).get, type(buffer)._get_samples) in stock_methods
-    return (StoredRollout if is_stock else CustomRollout)(buffer, policy, with_reference)
+def has_stock_reader(buffer: RolloutBuffer) -> bool:
+    """Whether the buffer is read by SB3's own methods, whatever class it is of."""
+    stock = [(cls.get, cls._get_samples) for cls in (RolloutBuffer, DictRolloutBuffer)]
+    return (type(buffer).get, getattr(type(buffer), "_get_samples", None)) in stock
 
 
 def _in_storage_order(buffer: RolloutBuffer) -> Any:
     """All samples of the buffer as one (Dict)RolloutBufferSamples of tensors.
 
-    ``get`` also lays the buffer out as a flat batch. Its first permutation is drawn and thrown away, so the
-    generator is put back: the minibatches' permutations are then the ones that SB3 would draw.
+    ``get`` also lays the buffer out as a flat batch; its permutation is drawn and thrown away.
     """
-    state = np.random.get_state()
-    next(buffer.get(batch_size=1))
-    np.random.set_state(state)
+    with _same_draws():
+        next(buffer.get(batch_size=1))
     return buffer._get_samples(np.arange(buffer.buffer_size * buffer.n_envs))
 
 
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Put NumPy's generator back afterwards, so that the minibatches are the ones that SB3 would draw."""
+    state = np.random.get_state()
+    try:
+        yield
+    finally:
+        np.random.set_state(state)
+
+
 def _frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
-    # The distribution object holds tensors that carry gradients (gSDE's noise), which cannot be deep-copied;
-    # a shallow copy serves, since each use of it replaces those tensors.
-    return copy.deepcopy(policy, {id(policy.action_dist): copy.copy(policy.action_dist)})
+    # The distribution object holds tensors that carry gradients (gSDE's noise), which cannot be deep-copied; a
+    # shallow copy serves, since each use of it replaces those tensors. Adam's moments are of no use to π_old.
+    return copy.deepcopy(policy, {id(policy.action_dist): copy.copy(policy.action_dist), id(policy.optimizer): None})
 
 
 def _select(observations: PyTorchObs, indices: th.Tensor) -> PyTorchObs:

@@ -1,5 +1,9 @@
-"""One torch thread in tests: the models are small, and test processes share their cores."""
+"""Tests run on the CPU, whatever the machine has, and on one torch thread: test processes share their cores."""
 
-import torch as th
+import os
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+import torch as th  # after the variable that it reads
 
 th.set_num_threads(1)

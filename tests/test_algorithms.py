@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
 import sb3_ppo_variants
 from sb3_ppo_variants import Minibatch, PaperOnPolicyAlgorithm, PPOAdaptiveKLPaper, PPOClipPaper, losses
-from tests.test_parity import CountingBuffer
+from tests.helpers import CountingBuffer
 
 ALGORITHMS = [getattr(sb3_ppo_variants, name) for name in sb3_ppo_variants.ALGORITHMS.values()]
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2, "seed": 0, "device": "cpu"}
@@ -136,7 +136,7 @@ def test_loads_with_the_zeros_that_rl_zoo3_injects(algorithm: type[PaperOnPolicy
     assert algorithm.load(tmp_path / "model", custom_objects=zeros).predict(np.zeros(4))[0] in (0, 1)
 
 
-class HalvedPolicy(ActorCriticPolicy):
+class OwnEvaluationPolicy(ActorCriticPolicy):
     """A user's policy whose ``evaluate_actions`` is its own, and never touches ``action_dist``."""
 
     calls = 0
@@ -152,9 +152,9 @@ class HalvedPolicy(ActorCriticPolicy):
 
 @every_algorithm
 def test_a_custom_policy_and_a_custom_buffer_are_called(algorithm: type[PaperOnPolicyAlgorithm]) -> None:
-    HalvedPolicy.calls = CountingBuffer.calls = 0
-    algorithm(HalvedPolicy, "Pendulum-v1", rollout_buffer_class=CountingBuffer, **SMALL).learn(64)
-    assert HalvedPolicy.calls == 2 * 2  # epochs × minibatches
+    OwnEvaluationPolicy.calls = CountingBuffer.calls = 0
+    algorithm(OwnEvaluationPolicy, "Pendulum-v1", rollout_buffer_class=CountingBuffer, **SMALL).learn(64)
+    assert OwnEvaluationPolicy.calls == 2 * 2  # epochs × minibatches
     assert CountingBuffer.calls >= 2
 
 
@@ -192,6 +192,35 @@ class Recorder(gym.Env):
         self.actions.append(np.array(action))
         self.steps += 1
         return np.zeros(1, dtype=np.float32), 1.0, False, self.steps == 5, {}
+
+
+def test_log_clip_uses_the_interval_of_the_logarithm() -> None:
+    model = PPOClipPaper("MlpPolicy", "CartPole-v1", surrogate="log_clip", **SMALL)
+    # ε = 0.2: r = 0.8 is inside [e^−0.2, e^0.2] = [0.819, 1.221]? No: below. r = 1.21 is inside, though above 1 + ε.
+    ratio = th.tensor([0.8, 1.21])
+    fields = dict.fromkeys(Minibatch._fields)
+    batch = Minibatch(**{  # type: ignore[arg-type]
+        **fields, "advantages": -th.ones(2), "ratio": ratio, "log_prob": th.log(ratio), "old_log_prob": th.zeros(2),
+        "clip_range": 0.2,
+    })  # fmt: skip
+    # Â = −1: r = 0.8 is held at e^−0.2; r = 1.21 is left alone.
+    assert model.objective(batch).tolist() == pytest.approx([-math.exp(-0.2), -1.21])
+    assert model.minibatch_metrics(batch)["clip_fraction"] == 0.5
+
+
+def test_loading_for_prediction_neither_warns_nor_fails(tmp_path: Path) -> None:
+    env = make_vec_env("CartPole-v1", 8)
+    PPOClipPaper("MlpPolicy", env, n_steps=1, batch_size=8, device="cpu").save(tmp_path / "model")
+    loaded = PPOClipPaper.load(tmp_path / "model", env=make_vec_env("CartPole-v1", 1))
+    assert loaded.predict(np.zeros(4))[0] in (0, 1)
+    with pytest.raises(ValueError, match=r"n_steps \* n_envs >= 2"):  # but training is refused
+        loaded.learn(8)
+    assert PPOClipPaper.load(tmp_path / "model").predict(np.zeros(4))[0] in (0, 1)
+
+
+def test_a_rollout_that_minibatches_do_not_divide_warns_as_sb3_does() -> None:
+    with pytest.warns(UserWarning, match="You have specified a mini-batch size of 48"):
+        PPOClipPaper("MlpPolicy", "CartPole-v1", n_steps=64, batch_size=48, device="cpu")
 
 
 @pytest.mark.parametrize("clip_actions", [True, False])
@@ -346,6 +375,45 @@ def test_beta_is_saved_and_restored_and_not_confused_with_beta_init(tmp_path: Pa
     assert loaded.beta == 0.125
 
 
+def test_beta_init_counts_where_the_zip_has_no_beta(tmp_path: Path) -> None:
+    PPO("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "ppo")
+    assert PPOAdaptiveKLPaper.load(tmp_path / "ppo", beta_init=5.0).beta == 5.0
+
+
+def test_the_minibatch_kl_is_of_the_old_policy_against_the_new() -> None:
+    # The actor's σ quadruples after the rollout: KL[old, new] = log 4 + 1/32 − 1/2, and 7.5 − log 4 the other way.
+    seen: list[th.Tensor] = []
+
+    class Spy(PPOAdaptiveKLPaper):
+        def objective(self, batch: Minibatch) -> th.Tensor:
+            assert batch.kl is not None
+            seen.append(batch.kl.detach())
+            if len(seen) == 1:
+                self.policy.state_dict()["log_std"].add_(math.log(4))
+            return super().objective(batch)
+
+    model = Spy("MlpPolicy", "Pendulum-v1", learning_rate=0.0, **{**SMALL, "n_epochs": 1}).learn(64)
+    assert seen[1] == pytest.approx(math.log(4) + 1 / 32 - 1 / 2, rel=1e-4)
+    assert model.logger.name_to_value["train/kl"] == pytest.approx(math.log(4) + 1 / 32 - 1 / 2, rel=1e-4)
+
+
+def test_a_compiled_policy_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", **SMALL)
+    # The wrapper of torch.compile, without the compiler.
+    model.policy = th.compile(model.policy, backend="eager")  # type: ignore[assignment]
+    assert model.learn(64).beta != 1.0
+
+
+def test_a_large_rollout_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    kls = []
+    for rows in (2048, 10):
+        monkeypatch.setattr("sb3_ppo_variants.rollout_data.EVALUATION_ROWS", rows)
+        model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", **SMALL).learn(64)
+        kls.append(model.logger.name_to_value["train/kl"])
+    assert kls[0] > 0
+    assert kls[0] == pytest.approx(kls[1], rel=1e-3)
+
+
 def test_beta_zero_is_no_penalty() -> None:
     model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", beta_init=0.0, **SMALL).learn(64)
     assert model.beta == 0.0
@@ -421,14 +489,20 @@ def test_an_unknown_distribution_is_refused_by_name() -> None:
         ({"n_epochs": 0}, "n_epochs must be an integer >= 1"),
         ({"gamma": 1.5}, r"gamma must be a number in \[0, 1\]; got 1\.5"),
         ({"gae_lambda": -1}, r"gae_lambda must be a number in \[0, 1\]"),
-        ({"max_grad_norm": 0}, "max_grad_norm must be a number > 0 or None"),
-        ({"target_kl": -1}, "target_kl must be a number > 0 or None"),
+        ({"n_steps": 64.5}, "n_steps must be an integer >= 1; got 64.5"),
+        ({"gamma": lambda _: 0.9}, r"gamma must be a number in \[0, 1\]; got <function"),
+        ({"max_grad_norm": -1}, "max_grad_norm must be a number >= 0 or None"),
+        ({"target_kl": -1}, "target_kl must be a number >= 0 or None"),
+        ({"ent_coef": float("nan")}, "ent_coef must be a finite number; got nan"),
+        ({"vf_coef": "0.5"}, "vf_coef must be a finite number; got '0.5'"),
+        ({"clip_actions": "no"}, "clip_actions must be one of True, False; got 'no'"),
+        ({"bootstrap_on_timeout": None}, "bootstrap_on_timeout must be one of True, False; got None"),
         (
             {"normalize_advantage": "bach"},
             "normalize_advantage must be one of True, False, 'batch'; got 'bach' .*'batch'",
         ),
         ({"normalize_advantage": True, "batch_size": 1}, "normalize_advantage=True needs batch_size >= 2"),
-        ({"normalize_advantage": "batch", "n_steps": 1}, "normalize_advantage='batch' needs n_steps . n_envs >= 2"),
+        ({"normalize_advantage": "batch", "n_steps": 1}, r"normalize_advantage='batch' needs n_steps \* n_envs >= 2"),
     ],
 )
 @every_algorithm
@@ -448,7 +522,7 @@ def test_bad_arguments_of_the_variants() -> None:
         PPOClipPaper("MlpPolicy", "CartPole-v1", clip_range=None)
     with pytest.raises(ValueError, match="kl_target must be a finite number > 0; got 0"):
         PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", kl_target=0)
-    with pytest.raises(ValueError, match="beta_init must be a finite number >= 0; got -1"):
+    with pytest.raises(ValueError, match=r"beta_init must be 0 or a number in .*; got -1"):
         PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", beta_init=-1)
 
 
@@ -456,6 +530,9 @@ def test_bad_arguments_to_load_are_refused_too(tmp_path: Path) -> None:
     PPOClipPaper("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "model")
     with pytest.raises(ValueError, match="clip_range must be"):
         PPOClipPaper.load(tmp_path / "model", clip_range=-0.1)
+    PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", **SMALL).save(tmp_path / "penalty")
+    with pytest.raises(ValueError, match="beta must be 0 or a number in"):
+        PPOAdaptiveKLPaper.load(tmp_path / "penalty", beta=-1.0)
 
 
 def test_a_schedule_that_turns_negative_is_refused_where_it_does() -> None:

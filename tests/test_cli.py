@@ -217,6 +217,15 @@ def test_the_progress_bar_is_on_unless_refused(flags: list[str], shown: bool, mo
     assert "--no-progress" not in handed[0]
 
 
+@pytest.mark.parametrize(("display", "renders"), [("", False), (":0", True)])
+def test_enjoy_renders_where_there_is_a_display(display: str, renders: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    handed: list[list[str]] = []
+    monkeypatch.setattr(zoo, "enjoy", lambda _program, arguments: handed.append(arguments))
+    monkeypatch.setenv("DISPLAY", display)
+    assert cli.main(["enjoy"]) == 0
+    assert ("--no-render" not in handed[0]) == renders
+
+
 def test_what_the_user_asks_for_wins_over_our_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["train", "--algo", "a2c", "-tb", "events", "-n", "256", *QUIET]) == 0
     assert Path("logs/a2c/CartPole-v1_1/CartPole-v1.zip").is_file()

@@ -99,6 +99,19 @@ def test_categorical_kl_by_hand() -> None:
     close(losses.categorical_kl(old, new), [0.5 * math.log(2) + 0.5 * math.log(2 / 3)])
 
 
+def test_categorical_kl_with_a_category_that_is_ruled_out() -> None:
+    # p_old = (1, 0): against itself 0, against (½, ½) log 2; 0·(−inf) would be NaN, in the gradient too.
+    old = th.tensor([[0.0, -math.inf], [0.0, -math.inf]])
+    new = th.tensor([[0.0, -math.inf], [0.0, 0.0]], requires_grad=True)
+    kl = losses.categorical_kl(old, new)
+    close(kl.detach(), [0.0, math.log(2)])
+    kl.sum().backward()
+    assert new.grad is not None
+    # ∂KL/∂logits = p_new − p_old
+    close(new.grad[1], [-0.5, 0.5])
+    assert new.grad.isfinite().all()
+
+
 def test_bernoulli_kl_by_hand() -> None:
     # As the categorical one in the first dimension (log-odds 0 and −log 3); 0 in the second.
     kl = losses.bernoulli_kl(th.tensor([[0.0, 1.0]]), th.tensor([[-math.log(3), 1.0]]))

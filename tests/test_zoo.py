@@ -214,7 +214,8 @@ def test_numbers_out_of_range_reach_the_constructors_own_check(build: Factory) -
 
 def test_the_config_that_is_saved_is_the_one_that_was_written(make_manager: Factory, tmp_path: Path) -> None:
     written = {"schedule": "linear", "start": 1e-3, "end": 1e-4}
-    manager = make_manager(config=write_config(tmp_path, learning_rate=written, normalize={"norm_obs": True}))
+    config = write_config(tmp_path, learning_rate=written, normalize={"norm_obs": True}, gamma=0.9)
+    manager = make_manager(config=config)
     _, saved = manager.setup_experiment()
     assert saved["learning_rate"] == written
     assert saved["normalize"] == {"norm_obs": True}

@@ -204,7 +204,7 @@ class World:
 
         Placing the bodies leaves traces of the past, so that the same seed drifts apart in a fresh and in a
         used world. One step in which nothing can touch anything, with every body in a fixed pose, removes
-        them for an eighth of the price of loading the world again. A fresh world needs it as well. Afterwards
+        them for a fraction of the price of loading the world again. A fresh world needs it as well. Afterwards
         the bodies are to be placed.
         """
         for body in self.bodies:

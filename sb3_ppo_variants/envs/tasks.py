@@ -7,8 +7,10 @@ from typing import Any, ClassVar, NamedTuple
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
+from gymnasium.utils import EzPickle
 from numpy.typing import ArrayLike, NDArray
 
+from sb3_ppo_variants.arguments import require, require_choice
 from sb3_ppo_variants.envs import rewards
 from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, World, has_display
 from sb3_ppo_variants.envs.humanoid import (
@@ -39,7 +41,7 @@ class StartPose(NamedTuple):
     yaw: float
 
 
-class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
+class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
     """`RoboschoolHumanoid-v1`: run toward a target a kilometre ahead without falling.
 
     **Observation**: shape (44,), float32, in ±5; see `Humanoid.observation`. The two foot flags are those
@@ -104,8 +106,13 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
         width: int = 640,
         height: int = 480,
     ) -> None:
-        if render_mode not in (None, "human", "rgb_array"):
-            raise ValueError(f'render_mode must be None, "human" or "rgb_array", got {render_mode!r}.')
+        arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        EzPickle.__init__(self, **arguments)  # a copy is made from these, with a simulation of its own
+        require_choice("render_mode", render_mode, (None, "human", "rgb_array"))
+        require("width", width, "an integer >= 1", lambda value: value >= 1, integer=True)
+        require("height", height, "an integer >= 1", lambda value: value >= 1, integer=True)
+        if not (isinstance(target, Sequence) and len(target) == 2):
+            raise ValueError(f"target must be two finite numbers (x, y); got {target!r}")
         self.render_mode = render_mode
         self.alive_bonus = _number("alive_bonus", alive_bonus)
         self.fall_penalty = _number("fall_penalty", fall_penalty, high=0.0)
@@ -123,7 +130,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 
         self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
-        self._frame_size = (int(_number("width", width, low=1)), int(_number("height", height, low=1)))
+        self._frame_size = (width, height)
         self._distance = self._potential = 0.0
         self._open()
 
@@ -235,20 +242,18 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]]):
 def _checked_action(action: ArrayLike) -> list[float]:
     array = np.asarray(action, dtype=np.float64)
     if array.shape != (ACTION_SIZE,):
-        raise ValueError(f"action must have shape ({ACTION_SIZE},), got {array.shape}.")
+        raise ValueError(f"action must have shape ({ACTION_SIZE},), got {array.shape}")
     values: list[float] = array.tolist()
-    # A finite sum has finite terms; the converse fails only on numbers that overflow together.
-    if not isfinite(sum(values)) and not all(map(isfinite, values)):
-        raise ValueError(f"action must be finite numbers, got {values}.")
+    # The stall cost squares them: a finite number whose square is not would make the reward infinite.
+    if not isfinite(sum([value * value for value in values])):
+        raise ValueError(f"action must be finite numbers of reasonable size; got {values}")
     return values
 
 
 def _number(name: str, value: float, low: float = -inf, high: float = inf) -> float:
-    """`value` as a float, or a ValueError that names the argument and its range."""
-    if isfinite(value) and low <= value <= high:
-        return float(value)
-    if low == -inf and high == inf:
-        allowed = "finite"
-    else:
-        allowed = f"finite and at least {low:g}" if high == inf else f"finite and at most {high:g}"
-    raise ValueError(f"{name} must be {allowed}, got {value!r}.")
+    """``value`` as a float, or a ValueError that names the argument and its range."""
+    bounds = [f" >= {low:g}" if low > -inf else "", f" <= {high:g}" if high < inf else ""]
+    require(
+        name, value, "a finite number" + " and".join(filter(None, bounds)), lambda v: isfinite(v) and low <= v <= high
+    )
+    return float(value)

@@ -1,5 +1,6 @@
 """The task as gymnasium, SB3 and its users meet it: checks, seeds, errors, pictures, resources."""
 
+import copy
 import inspect
 import pickle
 import subprocess
@@ -143,15 +144,17 @@ def test_action_of_the_wrong_shape(shape: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     ("keyword", "value", "message"),
     [
-        ("render_mode", "ascii", 'render_mode must be None, "human" or "rgb_array"'),
-        ("yaw_range", -0.1, "yaw_range must be finite and at least 0"),
-        ("joint_range", -1.0, "joint_range must be finite and at least 0"),
-        ("initial_height", float("nan"), "initial_height must be finite and at least 0"),
-        ("electricity_cost", 1.0, "electricity_cost must be finite and at most 0"),
-        ("feet_collision_cost", float("-inf"), "feet_collision_cost must be finite and at most 0"),
-        ("alive_bonus", float("inf"), "alive_bonus must be finite"),
-        ("target", (0.0, float("nan")), "target must be finite"),
-        ("width", 0, "width must be finite and at least 1"),
+        ("render_mode", "ascii", "render_mode must be one of None, 'human', 'rgb_array'; got 'ascii'"),
+        ("yaw_range", -0.1, "yaw_range must be a finite number >= 0"),
+        ("joint_range", -1.0, "joint_range must be a finite number >= 0"),
+        ("initial_height", float("nan"), "initial_height must be a finite number >= 0"),
+        ("electricity_cost", 1.0, "electricity_cost must be a finite number <= 0"),
+        ("feet_collision_cost", float("-inf"), "feet_collision_cost must be a finite number <= 0"),
+        ("alive_bonus", float("inf"), "alive_bonus must be a finite number; got inf"),
+        ("target", (0.0, float("nan")), "target must be a finite number; got nan"),
+        ("target", 5.0, r"target must be two finite numbers \(x, y\); got 5\.0"),
+        ("power", "strong", "power must be a finite number >= 0; got 'strong'"),
+        ("width", 0, "width must be an integer >= 1"),
     ],
 )
 def test_keyword_out_of_range_is_named(keyword: str, value: object, message: str) -> None:
@@ -237,6 +240,21 @@ def test_dropped_environment_frees_its_client() -> None:
     assert pybullet.isConnected(client)
     del env
     assert not pybullet.isConnected(client)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda env: pickle.loads(pickle.dumps(env))])
+def test_a_copy_has_the_same_settings_and_a_simulation_of_its_own(copied: Any) -> None:
+    original = RoboschoolHumanoid(yaw_range=0.0, alive_bonus=3.0)
+    expected = trajectory(original, 5)
+    observation, _ = original.reset(seed=6)
+    copy_of_it = copied(original)
+    assert (copy_of_it.yaw_range, copy_of_it.alive_bonus) == (0.0, 3.0)
+    assert np.array_equal(trajectory(copy_of_it, 5), expected)
+    # The copy's 120 steps have left the original where it was.
+    again = RoboschoolHumanoid(yaw_range=0.0, alive_bonus=3.0)
+    assert np.array_equal(again.reset(seed=6)[0], observation)
+    action = np.full(17, 0.3)
+    assert np.array_equal(original.step(action)[0], again.step(action)[0])
 
 
 def test_constructor_and_spec_can_be_pickled() -> None:
