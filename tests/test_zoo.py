@@ -341,6 +341,7 @@ def test_trial_0_can_be_loaded(make_manager: Factory, tmp_path: Path) -> None:
     assert manager.read_hyperparameters()[0]["gamma"] == 0.5
 
 
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")  # of the sampled sizes
 @pytest.mark.parametrize(
     ("error", "outcome"),
     [
@@ -357,7 +358,6 @@ def test_a_search_prunes_what_diverged_and_reports_bugs(
         raise error
 
     monkeypatch.setattr(PPOClipPaper, "learn", learn)
-    monkeypatch.setattr(PPOClipPaper, "_check_standardisation", lambda _self: None)  # may warn of a sampled size
     manager = make_manager(optimize_hyperparameters=True, n_timesteps=100)
     assert manager.setup_experiment() is None
     with pytest.raises(outcome):
