@@ -23,7 +23,7 @@ FILM_SECONDS = 6
 FILM_FPS = 30
 
 N_ENVS = 8
-DEMO_TIMESTEPS = 150_000
+DEMO_TIMESTEPS = 120_000
 SETTINGS: dict[str, Any] = {
     "n_steps": 128,
     "batch_size": 128,

@@ -43,6 +43,8 @@ ZOO_KEYS = frozenset(
         "vec_env_wrapper",
     }
 )
+# What rl_zoo3 reads besides for the algorithms with action noise.
+NOISE_KEYS = frozenset({"noise_type", "noise_std"})
 # Ours: how the environments are vectorised. `--vec-env` on the command line wins.
 VEC_ENV_KEY = "vec_env"
 VEC_ENVS = ("dummy", "subproc")
@@ -211,6 +213,7 @@ class _OurExperiments(ExperimentManager):
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         """As rl_zoo3's, for our algorithms with every key checked and with the forms it does not know."""
         if self.algo not in ALGORITHMS:
+            self._check_overrides()
             return super()._preprocess_hyperparams(hyperparams)
         algorithm = getattr(sb3_ppo_variants, ALGORITHMS[self.algo])
         settings = read_hyperparams(algorithm, hyperparams)
@@ -224,6 +227,14 @@ class _OurExperiments(ExperimentManager):
         }
         processed, *others = super()._preprocess_hyperparams(settings)
         return {**processed, **scheduled}, *others
+
+    def _check_overrides(self) -> None:
+        """Check the names given with ``-params`` for one of rl_zoo3's own algorithms."""
+        import rl_zoo3
+
+        constructor = inspect.signature(rl_zoo3.ALGOS[self.algo]).parameters
+        allowed = {*constructor, *ZOO_KEYS, *NOISE_KEYS} - COMMAND_LINE_KEYS
+        check_names("config key", self.custom_hyperparams or {}, allowed)
 
     def _choose_vec_env(self, name: str | None) -> None:
         from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv

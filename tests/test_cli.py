@@ -117,6 +117,10 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
         (["enjoy", "--env", "CartPol-v1"], "unknown task 'CartPol-v1'"),
         (["train", "-params", "clip_range:-0.1"], r"clip_range must be .*; got -0\.1"),
         (["train", "-params", "surrogate:logclip"], "surrogate must be one of 'clip', 'log_clip'"),
+        (
+            ["train", "--algo", "a2c", "-params", "clip_range:0.1"],
+            r"unknown config key 'clip_range'.* \(allowed: .*gamma",
+        ),
         (["train", "-params", "clip_rang:0.1"], r"unknown config key 'clip_rang', did you mean 'clip_range'\?"),
         (["train", "-conf", "nowhere.yml"], "there is no config file nowhere.yml"),
         (["train", "-i", "nowhere.zip"], "trained_agent must be a valid path"),
