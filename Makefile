@@ -19,7 +19,7 @@ $(VENV)/.bench: $(VENV)/.dev
 	$(INSTALL) -e '.[bench]'
 	touch $@
 
-demo: $(VENV)/.zoo  ## train clip PPO on the Roboschool humanoid for two minutes; curve, film and model in demo/
+demo: $(VENV)/.zoo  ## train clip PPO on the Roboschool humanoid in two or three minutes; curve, film and model in demo/
 	$(VENV)/bin/ppo-variants demo
 
 test: $(VENV)/.dev  ## the fast tests

@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"argument --timesteps must be >= 1; got {options.timesteps}")
     options.out.mkdir(parents=True, exist_ok=True)
 
-    print(f"Training PPOClipPaper on {TASK} for {options.timesteps:,} timesteps: about two minutes on two cores.")
+    print(f"Training PPOClipPaper on {TASK} for {options.timesteps:,} timesteps: two or three minutes on two cores.")
     start = time.perf_counter()
     model, normalizer, before, steps, returns = _train(options.timesteps, options.seed)
     print(f"Trained in {time.perf_counter() - start:.0f} s.")
