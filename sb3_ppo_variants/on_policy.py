@@ -252,9 +252,10 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         if isinstance(self.action_space, spaces.Box) and not (self.clip_actions or self.policy.squash_output):
             # SB3's `predict` clips to the policy's action space.
             self.policy.action_space = spaces.Box(-np.inf, np.inf, self.action_space.shape)
-        self._knows_kl = family_of(self.policy.action_dist) is not None
+        distribution: Any = getattr(self.policy, "action_dist", None)
+        self._knows_kl = family_of(distribution) is not None
         if self.needs_kl and not self._knows_kl:
-            ActionDistribution.from_sb3(self.policy.action_dist)  # raises, and names the distribution
+            ActionDistribution.from_sb3(distribution)  # raises, and names the distribution
 
     def _check_arguments(self) -> None:
         """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""

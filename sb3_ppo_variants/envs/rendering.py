@@ -90,7 +90,10 @@ class Camera:
         self._casters = [body.links[name] for name in SHADOWS]
         self._projection = pybullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, width / height, NEAR, FAR)
         self._dress()
-        if not world.gui:
+        self._due = 0.0  # when the window may show the next step, on the monotonic clock, s
+        if world.gui:
+            pybullet.configureDebugVisualizer(pybullet.COV_ENABLE_GUI, 0, physicsClientId=world.client)
+        else:
             # It would hide the lawn; the window has no lawn and keeps PyBullet's own floor.
             pybullet.changeVisualShape(world.floor, ROOT, rgbaColor=(0, 0, 0, 0), physicsClientId=world.client)
         self._look_at_ground()
@@ -122,6 +125,9 @@ class Camera:
         """Point the window's camera at the robot where it is now, in step with the clock on the wall."""
         (x, y, _), _, _ = self._body.read_root()
         pybullet.resetDebugVisualizerCamera(DISTANCE, YAW, PITCH, (x, y, LOOK_AT_HEIGHT), self._client)
+        now = time.monotonic()
+        time.sleep(max(0.0, self._due - now))
+        self._due = max(self._due, now) + CONTROL_PERIOD
         now = time.perf_counter()
         time.sleep(max(0.0, self._shown + CONTROL_PERIOD - now))
         self._shown = max(now, self._shown + CONTROL_PERIOD)
