@@ -39,7 +39,7 @@ bench: $(VENV)/.bench  ## every speed claim of the README, beside its peer
 	for script in benchmarks/*_throughput.py; do $(VENV)/bin/python $$script || exit 1; done
 
 wheel-test: $(VENV)/.dev  ## install the built wheel in an empty environment and use it in an empty folder
-	PYTHON=$(VENV)/bin/python bash tests/wheel_test.sh
+	PYTHON=$(abspath $(VENV))/bin/python bash tests/wheel_test.sh
 
 clean:
-	rm -rf $(VENV) build dist demo logs
+	rm -rf $(VENV) build dist

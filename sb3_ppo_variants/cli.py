@@ -16,6 +16,7 @@ import gymnasium as gym
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
+from sb3_ppo_variants.arguments import require
 
 PROGRAM = "ppo-variants"
 DEFAULT_ALGO = "ppo_clip_paper"
@@ -24,9 +25,22 @@ DEFAULT_FOLDER = "logs"
 
 # The modules of the [zoo] extra that rl_zoo3's scripts and the demo import, some only when they are half done.
 DEMO_MODULES = ("matplotlib", "imageio", "imageio_ffmpeg", "tqdm")
-ZOO_MODULES = ("rl_zoo3", "sb3_contrib", "requests", "yaml", "tensorboard", "tqdm", "rich", "moviepy", "matplotlib")
+ZOO_MODULES = (
+    "rl_zoo3",
+    "pygame",
+    "seaborn",
+    "sb3_contrib",
+    "requests",
+    "yaml",
+    "tensorboard",
+    "tqdm",
+    "rich",
+    "moviepy",
+    "matplotlib",
+)
 
 # Exit codes: argparse's for wrong usage, the shell's for an interrupt.
+DIVERGED = 1
 WRONG_USAGE = 2
 INTERRUPTED = 130
 
@@ -111,7 +125,7 @@ def plot(request: Request) -> None:
         raise ValueError(f"no finished episode of {request.algo} on {request.env} in {request.folder}")
     picture = Path(request.flags.output or request.folder / request.algo / f"{request.env}_curve.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
-    window = max(1, min(CURVE_WINDOW, min(episodes) // 10))
+    window = max(1, min(CURVE_WINDOW, max(episodes) // 10))
     arguments = ["--algo", DEFAULT_ALGO, "--env", DEFAULT_ENV, "-f", DEFAULT_FOLDER, "-w", str(window)]
     zoo.plot(request.program, arguments + _without_output(request.arguments), picture)
     print(f"Curve: {picture} ({len(episodes)} run{'s' if len(episodes) > 1 else ''})")
@@ -226,7 +240,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run one subcommand.
 
     :param argv: the arguments after the program's name; None: those of the process
-    :return: 0, or 2 for wrong usage, or 130 after Ctrl-C
+    :return: 0, or 1 for a training that diverged, 2 for wrong usage, 130 after Ctrl-C
     """
     argv = sys.argv[1:] if argv is None else argv
     command, arguments = (argv[0], argv[1:]) if argv else ("--help", [])
@@ -245,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         if not is_users_mistake(error):
             raise
         print(f"{PROGRAM} {command}: {' '.join(str(error).split())}", file=sys.stderr)
-        return WRONG_USAGE
+        return DIVERGED if isinstance(error, FloatingPointError) else WRONG_USAGE
 
 
 def _help() -> str:
@@ -294,7 +308,10 @@ def read_request(command: str, arguments: list[str]) -> Request:
     parser.add_argument("-optimize", "--optimize-hyperparameters", action="store_true")
     parser.add_argument("--no-progress", action="store_true")
     parser.add_argument("-o", "--output-folder", "--output", dest="output")
+    parser.add_argument("-n", "--n-timesteps", type=int)
     flags, _ = parser.parse_known_args(arguments)
+    if flags.n_timesteps is not None and flags.n_timesteps != -1:  # -1: what the settings say
+        require("--n-timesteps", flags.n_timesteps, "an integer >= 1", lambda value: value >= 1, integer=True)
     for package in flags.gym_packages:
         importlib.import_module(package)
     return Request(command, flags.algo, flags.env[0], flags.folder, flags, arguments)

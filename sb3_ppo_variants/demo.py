@@ -18,7 +18,7 @@ TASK_ID = f"sb3_ppo_variants:{TASK}"
 EVALUATION_SEEDS = range(1000, 1020)
 # Student's t, two-sided 95 %, 19 degrees of freedom.
 T_95 = 2.093
-FILM_SECONDS = 6
+FILM_SECONDS = 6.0
 # Every second control step (0.0165 s) is a frame of the film.
 FILM_FPS = 30
 
@@ -78,7 +78,7 @@ def film(model: Any, normalizer: Any, path: Path) -> None:
     observation, _ = env.reset(seed=EVALUATION_SEEDS[0])
     writer: Any
     with imageio.get_writer(path, fps=FILM_FPS) as writer:
-        for step in range(FILM_SECONDS * FILM_FPS * stride):
+        for step in range(int(FILM_SECONDS * FILM_FPS) * stride):
             if step % stride == 0:
                 writer.append_data(env.render())
             action, _ = model.predict(normalizer.normalize_obs(observation), deterministic=True)
@@ -94,7 +94,14 @@ def draw_curve(timesteps: Sequence[int], returns: Sequence[float], before: Score
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
-    axes.plot(timesteps, returns, color="C0", label="while training (stochastic policy, last 100 episodes)")
+    axes.plot(
+        timesteps,
+        returns,
+        color="C0",
+        marker=".",
+        markersize=3,
+        label="while training (stochastic policy, last 100 episodes)",
+    )
     for step, score, name in ((0, before, "before"), (timesteps[-1], after, "after")):
         axes.errorbar(
             step, score.mean, score.margin, fmt="o", color="C1", capsize=5, clip_on=False,
@@ -103,7 +110,7 @@ def draw_curve(timesteps: Sequence[int], returns: Sequence[float], before: Score
     axes.set_title(f"PPOClipPaper on {TASK}")
     axes.set_xlabel("timesteps")
     axes.set_ylabel("mean return")
-    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:.0f}k" if value else "0")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
     axes.grid(alpha=0.3)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
@@ -167,9 +174,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if options.timesteps < 1:
         parser.error(f"argument --timesteps must be >= 1; got {options.timesteps}")
+    if not 0 <= options.seed < 2**32:
+        parser.error(f"argument --seed must be in [0, 2**32); got {options.seed}")
+    if options.out.exists() and not options.out.is_dir():
+        parser.error(f"argument --out must be a folder; got the file {options.out}")
     options.out.mkdir(parents=True, exist_ok=True)
 
-    print(f"Training PPOClipPaper on {TASK} for {options.timesteps:,} timesteps: two or three minutes on two cores.")
+    print(f"Training PPOClipPaper on {TASK} for {options.timesteps:,} timesteps.")
+    if options.timesteps == DEMO_TIMESTEPS:
+        print("That takes two or three minutes on two cores.")
     start = time.perf_counter()
     model, normalizer, before, steps, returns = _train(options.timesteps, options.seed)
     print(f"Trained in {time.perf_counter() - start:.0f} s.")

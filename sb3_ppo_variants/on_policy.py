@@ -140,6 +140,9 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     needs_kl: ClassVar[bool] = False
     """Set it to True in a variant whose ``objective`` reads ``batch.kl``."""
 
+    clip_range_is_optional: ClassVar[bool] = True
+    """Set it to False in a variant that cannot do without a ``clip_range``."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # help() and completion show all arguments, also those that a variant hands through.
@@ -270,8 +273,9 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         require(
             "learning_rate", self.learning_rate, "a number >= 0 or a schedule", lambda value: value >= 0, schedule=True
         )
-        allowed = "a number >= 0, a schedule or None"
-        require("clip_range", self.clip_range, allowed, lambda value: value >= 0, schedule=True, optional=True)
+        allowed = "a number >= 0, a schedule or None" if self.clip_range_is_optional else "a number >= 0 or a schedule"
+        optional = self.clip_range_is_optional
+        require("clip_range", self.clip_range, allowed, lambda value: value >= 0, schedule=True, optional=optional)
         allowed = "a number > 0, a schedule or None"
         require("clip_range_vf", self.clip_range_vf, allowed, lambda value: value > 0, schedule=True, optional=True)
         require_choice("normalize_advantage", self.normalize_advantage, (True, False, "batch"))
@@ -300,7 +304,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
                 f"You have specified a mini-batch size of {self.batch_size}, which does not divide the rollout of "
                 f"n_steps * n_envs = {rollout_size} samples: each epoch ends with a minibatch of "
                 f"{rollout_size % self.batch_size}",
-                stacklevel=3,
+                stacklevel=4,  # the caller of a variant's constructor
             )
 
     # ---------------------------------------------------------------- acting

@@ -22,6 +22,8 @@ class PPOClipPaper(PaperOnPolicyAlgorithm):
     :raises ValueError: for an argument outside its range, named in the message
     """
 
+    clip_range_is_optional = False
+
     def __init__(self, *args: Any, surrogate: Literal["clip", "log_clip"] = "clip", **kwargs: Any):
         self.surrogate = surrogate
         super().__init__(*args, **kwargs)
@@ -29,8 +31,6 @@ class PPOClipPaper(PaperOnPolicyAlgorithm):
     def _check_arguments(self) -> None:
         super()._check_arguments()
         require_choice("surrogate", self.surrogate, ("clip", "log_clip"))
-        if self.clip_range is None:
-            raise ValueError("clip_range must be a number >= 0 or a schedule for PPOClipPaper; got None")
 
     def objective(self, batch: Minibatch) -> th.Tensor:
         """L^CLIP of each sample (eq. 7), shape ``(M,)``."""

@@ -9,6 +9,7 @@ import argparse
 import ast
 import difflib
 import importlib
+import importlib.util
 import inspect
 import runpy
 import shutil
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS
+from sb3_ppo_variants.arguments import require
 
 if TYPE_CHECKING:
     import optuna
@@ -106,6 +108,8 @@ def read_hyperparams(algorithm: type, hyperparams: Mapping[str, Any]) -> dict[st
     for key in REQUIRED_KEYS:
         if key not in hyperparams:
             raise ValueError(f"the settings lack {key!r}; rl_zoo3 needs {' and '.join(REQUIRED_KEYS)}")
+    for key in ("n_timesteps", "n_envs"):
+        require(key, _read_setting(key, hyperparams.get(key, 1), parameters), "a number >= 1", lambda value: value >= 1)
     settings = {name: _read_setting(name, deepcopy(value), parameters) for name, value in hyperparams.items()}
     if isinstance(settings.get("policy_kwargs"), Mapping):
         settings["policy_kwargs"] = read_policy_kwargs(algorithm, settings["policy"], settings["policy_kwargs"])
@@ -150,6 +154,31 @@ def read_schedule(name: str, value: Any) -> Any:
     except (TypeError, ValueError):
         raise ValueError(f"{name} must be {SCHEDULE_FORMS}; got {value!r}") from None
     return value
+
+
+def _is_module(name: str) -> bool:
+    try:
+        return importlib.util.find_spec(name) is not None
+    except (ImportError, ValueError):
+        return False
+
+
+def check_yaml(path: Path) -> None:
+    """Check that a config is YAML and holds settings for each of its tasks.
+
+    :raises ValueError: if it does not; names the place
+    """
+    import yaml
+
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is not YAML: {error}") from None
+    if not isinstance(config, Mapping):
+        raise ValueError(f"{path} must be a mapping from tasks to their settings; got {config!r}")
+    for task, settings in config.items():
+        if not isinstance(settings, Mapping):
+            raise ValueError(f"{task} in {path} must be a mapping of settings; got {settings!r}")
 
 
 def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -203,8 +232,10 @@ class _OurExperiments(ExperimentManager):
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """As rl_zoo3's, but ``--trial-id 0`` is a trial too: rl_zoo3 tests whether the number is true."""
-        if self.config.endswith((".yml", ".yaml", ".py")) and not Path(self.config).is_file():
+        if not Path(self.config).is_file() and not _is_module(self.config):
             raise ValueError(f"there is no config file {self.config}")
+        if self.config.endswith((".yml", ".yaml")):
+            check_yaml(Path(self.config))
         if self.storage and self.study_name and self.trial_id == 0:
             trial = self.load_trial(self.storage, self.study_name, self.trial_id)
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}

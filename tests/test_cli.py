@@ -121,6 +121,9 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
             ["train", "--algo", "a2c", "-params", "clip_range:0.1"],
             r"unknown config key 'clip_range'.* \(allowed: .*gamma",
         ),
+        (["train", "-n", "0"], "--n-timesteps must be an integer >= 1; got 0$"),
+        (["train", "-params", "n_envs:0"], "n_envs must be a number >= 1; got 0$"),
+        (["train", "--conf-file", "nowhere"], "there is no config file nowhere$"),
         (["train", "-params", "clip_rang:0.1"], r"unknown config key 'clip_rang', did you mean 'clip_range'\?"),
         (["train", "-conf", "nowhere.yml"], "there is no config file nowhere.yml"),
         (["train", "-i", "nowhere.zip"], "trained_agent must be a valid path"),
@@ -160,8 +163,22 @@ def test_a_training_that_diverges_says_so(monkeypatch: pytest.MonkeyPatch, capsy
         raise FloatingPointError("the loss is nan at iteration 3")
 
     monkeypatch.setattr(PPOClipPaper, "train", train)
-    assert cli.main(["train", *SHORT_TRAINING]) == 2
+    assert cli.main(["train", *SHORT_TRAINING]) == 1
     assert only_error_line(capsys) == "ppo-variants train: the loss is nan at iteration 3"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("CartPole-v1: {policy: [", "settings.yml is not YAML"),
+        ("CartPole-v1:", "CartPole-v1 in settings.yml must be a mapping of settings; got None"),
+        ("- CartPole-v1", "settings.yml must be a mapping from tasks to their settings"),
+    ],
+)
+def test_a_broken_config_file_is_named(text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("settings.yml").write_text(text)
+    assert cli.main(["train", "--conf-file", "settings.yml"]) == 2
+    assert message in only_error_line(capsys)
 
 
 # ------------------------------------------------------------------ the round trip

@@ -5,17 +5,17 @@ project=$(cd "$(dirname "$0")/.." && pwd)
 room=$(mktemp -d)
 trap 'rm -rf "$room"' EXIT
 
-"$project/${PYTHON:-python3}" -m build --wheel --outdir "$room/dist" "$project" >"$room/build.log" 2>&1 ||
+"${PYTHON:-python3}" -m build --wheel --outdir "$room/dist" "$project" >"$room/build.log" 2>&1 ||
     { cat "$room/build.log"; exit 1; }
-python3 -m venv "$room/venv"
+"${PYTHON:-python3}" -m venv "$room/venv"
 "$room/venv/bin/pip" install --quiet --disable-pip-version-check -c "$project/constraints.txt" \
     "$(echo "$room"/dist/*.whl)[zoo]"
 
 mkdir "$room/empty" && cd "$room/empty"
-export MPLBACKEND=Agg
 "$room/venv/bin/python" -c "import gymnasium; gymnasium.make('sb3_ppo_variants:RoboschoolHumanoid-v1').reset(seed=0)"
 "$room/venv/bin/ppo-variants" list
 "$room/venv/bin/ppo-variants" train --algo ppo_clip_paper --env CartPole-v1 -n 20000 --no-progress
 "$room/venv/bin/ppo-variants" plot --algo ppo_clip_paper --env CartPole-v1
+"$room/venv/bin/ppo-variants" record --algo ppo_clip_paper --env CartPole-v1 -n 50
 find . -name 'CartPole-v1.zip' | grep -q . || { echo "no model was saved"; exit 1; }
 echo "wheel: ok"

@@ -23,6 +23,8 @@ from sb3_ppo_variants.envs.rendering import Camera
 
 MOTOR_COST_SCALE = 4.25
 """17 motors, of which 4 do the walking: Roboschool's reason to charge the humanoid 17/4 of its usual cost."""
+ACTION_LIMIT = 1e6
+"""Largest Euclidean norm of an action; the electricity cost squares it, and must stay finite. Ours."""
 REWARD_TERMS = (
     "reward_alive",
     "reward_progress",
@@ -244,9 +246,9 @@ def _checked_action(action: ArrayLike) -> list[float]:
     if array.shape != (ACTION_SIZE,):
         raise ValueError(f"action must have shape ({ACTION_SIZE},), got {array.shape}")
     values: list[float] = array.tolist()
-    # The stall cost squares them: a finite number whose square is not would make the reward infinite.
-    if not isfinite(sum([value * value for value in values])):
-        raise ValueError(f"action must be finite numbers of reasonable size; got {values}")
+    # A sum of squares compares false with the limit where any of them is NaN.
+    if not sum([value * value for value in values]) <= ACTION_LIMIT * ACTION_LIMIT:
+        raise ValueError(f"action must be finite numbers of at most {ACTION_LIMIT:g} together; got {values}")
     return values
 
 

@@ -1,0 +1,41 @@
+"""The score of a ReLU network, such as OpenAI's agents of 2017, on the humanoid: mean return, deviation, falls.
+
+    python benchmarks/agent_score.py WEIGHTS.npz [--episodes 100]
+
+Episode i starts from `reset(seed=i)`. The weights are named as `env_throughput.py` names them.
+"""
+
+import argparse
+
+import gymnasium as gym
+import numpy as np
+from env_throughput import OURS, Policy, network_policy
+
+
+def play(policy: Policy, episodes: int) -> tuple[list[float], int]:
+    """The return of each episode, and how many ended in a fall."""
+    returns, falls = [], 0
+    with gym.make(OURS) as env:
+        for seed in range(episodes):
+            observation, _ = env.reset(seed=seed)
+            total, over = 0.0, False
+            while not over:
+                observation, reward, terminated, truncated, _ = env.step(policy(observation))
+                total += float(reward)
+                over = terminated or truncated
+            returns.append(total)
+            falls += terminated
+    return returns, falls
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("weights")
+    parser.add_argument("--episodes", type=int, default=100)
+    arguments = parser.parse_args()
+    returns, falls = play(network_policy(arguments.weights), arguments.episodes)
+    print(f"{np.mean(returns):.0f} ± {np.std(returns):.0f} over {len(returns)} episodes, {falls} falls")
+
+
+if __name__ == "__main__":
+    main()
