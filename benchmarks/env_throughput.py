@@ -28,9 +28,9 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import pybullet
 from numpy.typing import NDArray
 
+from sb3_ppo_variants.envs.quiet import pybullet
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 
 OURS = "sb3_ppo_variants:RoboschoolHumanoid-v1"
