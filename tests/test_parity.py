@@ -33,7 +33,11 @@ def image_env() -> FakeImageEnv:
 
 
 def dict_env() -> SimpleMultiObsEnv:
-    return SimpleMultiObsEnv(random_start=False)
+    np.random.seed(3)  # its states' pictures are drawn from the global generator as it is built
+    env = SimpleMultiObsEnv(random_start=False)
+    env.action_space.seed(3)
+    env.observation_space.seed(3)
+    return env
 
 
 CONFIGURATIONS: dict[str, tuple[str, Any, dict[str, Any]]] = {
