@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm as PaperOnPolicyAlgorithm
     from sb3_ppo_variants.ppo_clip import PPOClipPaper as PPOClipPaper
     from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper as PPOAdaptiveKLPaper
+    from sb3_ppo_variants.ppo_kl_penalty import PPOFixedKLPaper as PPOFixedKLPaper
+    from sb3_ppo_variants.ppo_unclipped import PPOUnclippedPaper as PPOUnclippedPaper
 
 __version__ = "0.1.0"
 
@@ -24,6 +26,8 @@ __version__ = "0.1.0"
 ALGORITHMS = {
     "ppo_clip_paper": "PPOClipPaper",
     "ppo_adaptive_kl_paper": "PPOAdaptiveKLPaper",
+    "ppo_fixed_kl_paper": "PPOFixedKLPaper",
+    "ppo_unclipped_paper": "PPOUnclippedPaper",
 }
 
 _MODULE_OF = {
@@ -31,6 +35,8 @@ _MODULE_OF = {
     "PaperOnPolicyAlgorithm": "on_policy",
     "PPOClipPaper": "ppo_clip",
     "PPOAdaptiveKLPaper": "ppo_kl_penalty",
+    "PPOFixedKLPaper": "ppo_kl_penalty",
+    "PPOUnclippedPaper": "ppo_unclipped",
 }
 
 __all__ = ["ALGORITHMS", "__version__", *_MODULE_OF]

@@ -37,6 +37,17 @@ def require(
         raise ValueError(f"{name} must be {allowed}; got {value!r}")
 
 
+def require_bounds(name: str, value: Any) -> None:
+    """Check a pair (smallest, largest) of positive numbers.
+
+    :raises ValueError: if it is none
+    """
+    is_pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
+    numbers_ = [number for number in value if isinstance(number, numbers.Real)] if is_pair else []
+    if len(numbers_) < 2 or not 0 < numbers_[0] <= numbers_[1] < math.inf:
+        raise ValueError(f"{name} must be a pair 0 < smallest <= largest < inf; got {value!r}")
+
+
 def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     """Check an argument that takes one of a few values.
 

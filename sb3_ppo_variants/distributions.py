@@ -1,7 +1,15 @@
-"""A policy's action distributions as plain tensors, which can be stored, selected by row and compared exactly."""
+"""A policy's action distributions as plain tensors and closed forms, without the objects of torch.distributions.
+
+Each gives the numbers that SB3's distribution of the same name gives, gradients included, bit for bit; and each
+can be stored, selected by row and compared by its exact KL, which SB3's cannot.
+
+Shapes: ``B`` states, ``A`` action dimensions, ``n`` categories.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -13,70 +21,214 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
+from torch.nn import functional as F
 
 from sb3_ppo_variants import losses
 
-_FAMILIES: dict[type[Distribution], str] = {
-    DiagGaussianDistribution: "gaussian",
-    StateDependentNoiseDistribution: "gaussian",
-    CategoricalDistribution: "categorical",
-    MultiCategoricalDistribution: "categorical",
-    BernoulliDistribution: "bernoulli",
+Rows = th.Tensor | slice
+
+_LOG_SQRT_TWO_PI = math.log(math.sqrt(2 * math.pi))
+_GAUSSIAN_ENTROPY = 0.5 + 0.5 * math.log(2 * math.pi)  # of a unit Gaussian, in nats
+
+
+class Gaussian(NamedTuple):
+    """Diagonal Gaussians (Box actions, gSDE included; a squashing tanh changes no KL)."""
+
+    mean: th.Tensor
+    """``(B, A)``"""
+    std: th.Tensor
+    """``(A,)`` where all states share it, else ``(B, A)``"""
+
+    def log_prob_and_entropy(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """log π(a|s) and S[π](s), each ``(B,)``.
+
+        :param actions: ``(B, A)``
+        """
+        if th.compiler.is_compiling():  # the compiler fuses the plain formulas by itself
+            return _gaussian_log_prob(self.mean, self.std, actions), _gaussian_entropy(self.mean, self.std)
+        log_prob, entropy = _GaussianTerms.apply(self.mean, self.std, actions)  # type: ignore[no-untyped-call]
+        return log_prob, entropy
+
+    def kl(self, new: Gaussian) -> th.Tensor:
+        """Exact KL[self, new] of each state in nats, ``(B,)``."""
+        return losses.gaussian_kl(self.mean, self.std, new.mean, new.std)
+
+    def sample(self) -> th.Tensor:
+        """Actions ``(B, A)``, from torch's global generator by the draws that SB3's distribution makes."""
+        noise = th.normal(th.zeros_like(self.mean), th.ones_like(self.mean))
+        return self.mean + noise * self.std
+
+    def rows(self, indices: Rows) -> Gaussian:
+        """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""
+        return Gaussian(self.mean[indices], self.std if self.std.dim() == 1 else self.std[indices])
+
+
+class Categorical(NamedTuple):
+    """Independent categorical distributions (Discrete: one; MultiDiscrete: one per action dimension)."""
+
+    logits: tuple[th.Tensor, ...]
+    """log-probabilities ``(B, n_i)`` of each action dimension"""
+
+    @classmethod
+    def from_output(cls, output: th.Tensor, sizes: list[int]) -> Categorical:
+        """From a network's output.
+
+        :param output: unnormalised log-probabilities, ``(B, Σ n_i)``
+        :param sizes: the n_i
+        """
+        parts = output.split(sizes, dim=1) if len(sizes) > 1 else (output,)
+        return cls(tuple(part - part.logsumexp(dim=-1, keepdim=True) for part in parts))
+
+    def log_prob_and_entropy(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """log π(a|s) and S[π](s), each ``(B,)``.
+
+        :param actions: indices, ``(B,)`` for a single category, else ``(B, A)``
+        """
+        columns = actions.long().reshape(len(actions), -1).split(1, dim=1)
+        log_probs = [logits.gather(-1, column).squeeze(-1) for logits, column in zip(self.logits, columns, strict=True)]
+        entropies = [_categorical_entropy(logits) for logits in self.logits]
+        return _sum_of(log_probs), _sum_of(entropies)
+
+    def kl(self, new: Categorical) -> th.Tensor:
+        """Exact KL[self, new] of each state in nats, ``(B,)``."""
+        pairs = zip(self.logits, new.logits, strict=True)
+        return _sum_of([losses.categorical_kl(old, fresh) for old, fresh in pairs])
+
+    def sample(self) -> th.Tensor:
+        """Indices, ``(B,)`` for a single category, else ``(B, A)``; draws as SB3's distribution."""
+        draws = [th.multinomial(F.softmax(logits, dim=-1), 1, True).T.squeeze(0) for logits in self.logits]
+        return draws[0] if len(draws) == 1 else th.stack(draws, dim=1)
+
+    def rows(self, indices: Rows) -> Categorical:
+        """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""
+        return Categorical(tuple(logits[indices] for logits in self.logits))
+
+
+class Bernoulli(NamedTuple):
+    """Independent Bernoulli variables (MultiBinary)."""
+
+    logits: th.Tensor
+    """log-odds, ``(B, A)``"""
+
+    def log_prob_and_entropy(self, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        """log π(a|s) and S[π](s), each ``(B,)``.
+
+        :param actions: zeros and ones, ``(B, A)``
+        """
+        binary_cross_entropy = F.binary_cross_entropy_with_logits
+        log_prob = -binary_cross_entropy(self.logits, actions, reduction="none")
+        entropy = binary_cross_entropy(self.logits, th.sigmoid(self.logits), reduction="none")
+        return log_prob.sum(dim=1), entropy.sum(dim=1)
+
+    def kl(self, new: Bernoulli) -> th.Tensor:
+        """Exact KL[self, new] of each state in nats, ``(B,)``."""
+        return losses.bernoulli_kl(self.logits, new.logits)
+
+    def sample(self) -> th.Tensor:
+        """Zeros and ones ``(B, A)``; draws as SB3's distribution."""
+        return th.bernoulli(th.sigmoid(self.logits))
+
+    def rows(self, indices: Rows) -> Bernoulli:
+        """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""
+        return Bernoulli(self.logits[indices])
+
+
+ActionDistribution = Gaussian | Categorical | Bernoulli
+
+_FAMILIES: dict[type[Distribution], type[Any]] = {
+    DiagGaussianDistribution: Gaussian,
+    StateDependentNoiseDistribution: Gaussian,
+    CategoricalDistribution: Categorical,
+    MultiCategoricalDistribution: Categorical,
+    BernoulliDistribution: Bernoulli,
 }
 
 
-def family_of(distribution: Distribution) -> str | None:
-    """``"gaussian"``, ``"categorical"`` or ``"bernoulli"``; None where the exact KL is not known."""
-    matches = (family for base, family in _FAMILIES.items() if isinstance(distribution, base))
-    return next(matches, None)
+def has_exact_kl(distribution: Distribution) -> bool:
+    """Whether ``distribution`` is one of SB3's five, whose exact KL is known."""
+    return isinstance(distribution, tuple(_FAMILIES))
 
 
-class ActionDistribution(NamedTuple):
-    """π(·|s) for ``B`` states.
+def from_sb3(distribution: Distribution) -> ActionDistribution:
+    """Read the tensors out of one of SB3's distributions, after its ``proba_distribution``.
 
-    ``family`` and what ``parameters`` then holds:
+    :raises TypeError: for a distribution that is none of SB3's five
+    """
+    if not has_exact_kl(distribution):
+        raise TypeError(
+            f"the exact KL is known for the distributions {', '.join(base.__name__ for base in _FAMILIES)}; "
+            f"the policy's is a {type(distribution).__name__}"
+        )
+    family = next(family for base, family in _FAMILIES.items() if isinstance(distribution, base))
+    inner: Any = distribution.distribution  # torch distributions, which SB3 annotates as its own
+    if family is Gaussian:
+        return Gaussian(inner.mean, inner.stddev)
+    if family is Bernoulli:
+        return Bernoulli(inner.logits)
+    parts = inner if isinstance(inner, list) else [inner]
+    return Categorical(tuple(part.logits for part in parts))
 
-    - ``"gaussian"`` (gSDE included; a squashing tanh changes no KL): mean and standard deviation, each ``(B, A)``
-    - ``"categorical"`` (Discrete, MultiDiscrete): one tensor of logits ``(B, n_i)`` per action dimension
-    - ``"bernoulli"`` (MultiBinary): logits ``(B, A)``
+
+def concatenate(parts: Sequence[ActionDistribution]) -> ActionDistribution:
+    """One distribution over the states of all ``parts``, in their order; the parts are of one kind."""
+    first = parts[0]
+    if isinstance(first, Gaussian) and first.std.dim() == 1:
+        return Gaussian(th.cat([part.mean for part in parts]), first.std.clone())  # type: ignore[union-attr]
+    if isinstance(first, Categorical):
+        columns = zip(*(part.logits for part in parts), strict=True)
+        return Categorical(tuple(th.cat(column) for column in columns))
+    return type(first)(*(th.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _sum_of(parts: list[th.Tensor]) -> th.Tensor:
+    return parts[0] if len(parts) == 1 else th.stack(parts, dim=1).sum(dim=1)
+
+
+def _categorical_entropy(logits: th.Tensor) -> th.Tensor:
+    floored = th.clamp(logits, min=th.finfo(logits.dtype).min)  # a category that is ruled out adds 0, not NaN
+    return -(floored * F.softmax(logits, dim=-1)).sum(dim=-1)
+
+
+def _gaussian_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - _LOG_SQRT_TWO_PI).sum(dim=1)
+
+
+def _gaussian_entropy(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
+    return (_GAUSSIAN_ENTROPY + std.log()).sum(dim=-1).expand(len(mean))
+
+
+class _GaussianTerms(th.autograd.Function):
+    """log π(a|s) and entropy of diagonal Gaussians, differentiated by hand.
+
+    Autograd would record a dozen operations on ``(B, A)`` tensors. The backward pass makes those that it would
+    make, in its order and with its rounding (factors of 2 and −1 round nothing and are moved).
     """
 
-    family: str
-    parameters: tuple[th.Tensor, ...]
+    @staticmethod
+    def forward(ctx: Any, mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+        variance = std**2
+        distance = actions - mean
+        exponent = (distance**2).neg_().div_(2 * variance)
+        log_std = std.log()
+        ctx.save_for_backward(distance, exponent, std, variance)
+        ctx.set_materialize_grads(False)
+        entropy = (_GAUSSIAN_ENTROPY + log_std).sum(dim=-1).expand(len(mean))
+        return (exponent - log_std).sub_(_LOG_SQRT_TWO_PI).sum(dim=1), entropy
 
-    @classmethod
-    def from_sb3(cls, distribution: Distribution) -> ActionDistribution:
-        """Read the tensors out of one of SB3's distributions, after its ``proba_distribution``.
-
-        :raises TypeError: for a distribution that is none of SB3's five
-        """
-        family = family_of(distribution)
-        if family is None:
-            raise TypeError(
-                f"the exact KL is known for the distributions {', '.join(base.__name__ for base in _FAMILIES)}; "
-                f"the policy's is a {type(distribution).__name__}"
-            )
-        inner: Any = distribution.distribution  # torch distributions, which SB3 annotates as its own
-        if family == "gaussian":
-            return cls(family, (inner.mean, inner.stddev))
-        parts = inner if isinstance(inner, list) else [inner]
-        return cls(family, tuple(part.logits for part in parts))
-
-    def rows(self, indices: th.Tensor) -> ActionDistribution:
-        """The distributions of the states ``indices``, a ``(M,)`` tensor of integers."""
-        return self._replace(parameters=tuple(tensor[indices] for tensor in self.parameters))
-
-    def kl(self, new: ActionDistribution) -> th.Tensor:
-        """Exact KL[self, new] of each state in nats, shape ``(B,)``."""
-        if self.family == "gaussian":
-            return losses.gaussian_kl(*self.parameters, *new.parameters)
-        if self.family == "categorical":
-            pairs = zip(self.parameters, new.parameters, strict=True)
-            return th.stack([losses.categorical_kl(old, fresh) for old, fresh in pairs]).sum(dim=0)
-        return losses.bernoulli_kl(*self.parameters, *new.parameters)
-
-    @classmethod
-    def concatenate(cls, parts: list[ActionDistribution]) -> ActionDistribution:
-        """One distribution over the states of all ``parts``, in their order."""
-        columns = zip(*(part.parameters for part in parts), strict=True)
-        return cls(parts[0].family, tuple(th.cat(column) for column in columns))
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[th.Tensor | None, th.Tensor | None, None]:
+        distance, exponent, std, variance = ctx.saved_tensors
+        of_log_prob, of_entropy = (None if gradient is None else gradient.unsqueeze(1) for gradient in gradients)
+        of_mean = of_std = None
+        if of_entropy is not None:
+            of_std = (of_entropy / std).expand_as(distance)
+        if of_log_prob is not None:
+            of_mean = (of_log_prob / variance).mul_(distance)
+            if ctx.needs_input_grad[1]:
+                by_scale = of_log_prob / std
+                by_scale = by_scale.neg_() if of_std is None else of_std - by_scale
+                by_variance = (exponent / variance).mul_(of_log_prob).mul_(std).mul_(-2)
+                of_std = by_variance.add_(by_scale)
+        if of_std is not None and std.dim() == 1:
+            of_std = of_std.sum(dim=0)
+        return of_mean, of_std, None

@@ -44,7 +44,7 @@ def conservative_policy_iteration(ratio: th.Tensor, advantages: th.Tensor) -> th
     return advantages * ratio
 
 
-def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float | th.Tensor) -> th.Tensor:
     """L^CLIP, a pessimistic bound on L^CPI (eq. 7): ``min(r Â, clip(r, 1−ε, 1+ε) Â)``.
 
     :param ratio: r(θ), shape ``(B,)``
@@ -56,7 +56,7 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
     return th.min(advantages * ratio, advantages * clipped_ratio)
 
 
-def log_clipped_surrogate(log_ratio: th.Tensor, advantages: th.Tensor, clip_range: float) -> th.Tensor:
+def log_clipped_surrogate(log_ratio: th.Tensor, advantages: th.Tensor, clip_range: float | th.Tensor) -> th.Tensor:
     """L^CLIP with the clipping done in log space (§6.1, "no better"): ``min(r Â, exp(clip(log r, −ε, ε)) Â)``.
 
     The interval for r is ``[exp(−ε), exp(ε)]``, symmetric in log r. The paper names the idea without a
@@ -71,15 +71,16 @@ def log_clipped_surrogate(log_ratio: th.Tensor, advantages: th.Tensor, clip_rang
     return th.min(advantages * th.exp(log_ratio), advantages * clipped_ratio)
 
 
-def kl_penalized_surrogate(surrogate: th.Tensor, kl: th.Tensor, beta: float) -> th.Tensor:
+def kl_penalized_surrogate(surrogate: th.Tensor, kl: th.Tensor, beta: float | th.Tensor) -> th.Tensor:
     """L^KLPEN (eq. 8): ``r Â − β KL[π_old, π_θ]``.
 
     :param surrogate: ``r Â`` (eq. 6), or L^CLIP (eq. 7) where clip and penalty act together (§4), shape ``(B,)``
     :param kl: KL[π_old(·|s), π_θ(·|s)] in nats, shape ``(B,)``
-    :param beta: β ≥ 0; at exactly 0 the surrogate comes back untouched, so that no ``0·inf`` arises
+    :param beta: β ≥ 0; at the number 0 the surrogate comes back untouched, so that no ``0·inf`` arises
     :return: the objective of each sample, shape ``(B,)``
     """
-    return surrogate if beta == 0 else surrogate - beta * kl
+    is_off = not isinstance(beta, th.Tensor) and beta == 0
+    return surrogate if is_off else surrogate - beta * kl
 
 
 def value_loss(values: th.Tensor, returns: th.Tensor) -> th.Tensor:
@@ -92,7 +93,7 @@ def value_loss(values: th.Tensor, returns: th.Tensor) -> th.Tensor:
     return th.nn.functional.mse_loss(returns, values)
 
 
-def clipped_values(values: th.Tensor, old_values: th.Tensor, clip_range_vf: float) -> th.Tensor:
+def clipped_values(values: th.Tensor, old_values: th.Tensor, clip_range_vf: float | th.Tensor) -> th.Tensor:
     """Keep V within ±``clip_range_vf`` of the value it had in the rollout (not in the paper; as SB3 does).
 
     :param values: V_θ(s), shape ``(B,)``
@@ -120,14 +121,15 @@ def gaussian_kl(old_mean: th.Tensor, old_std: th.Tensor, new_mean: th.Tensor, ne
     ``Σ_A log(σ_new/σ_old) + (σ_old² + (μ_old − μ_new)²) / (2 σ_new²) − ½``
 
     :param old_mean: μ_old, shape ``(B, A)``
-    :param old_std: σ_old > 0, shape ``(B, A)``
+    :param old_std: σ_old > 0, shape ``(B, A)``, or ``(A,)`` where all samples share it
     :param new_mean: μ_new, shape ``(B, A)``
-    :param new_std: σ_new > 0, shape ``(B, A)``
+    :param new_std: σ_new > 0, shape ``(B, A)`` or ``(A,)``
     :return: the KL of each sample in nats, shape ``(B,)``
     """
     variance_ratio = (old_std / new_std) ** 2
     distance = ((old_mean - new_mean) / new_std) ** 2
-    return 0.5 * (variance_ratio + distance - 1 - th.log(variance_ratio)).sum(dim=-1)
+    # Two sums, as the first needs no row for each sample where all share their σ.
+    return 0.5 * ((variance_ratio - 1 - th.log(variance_ratio)).sum(dim=-1) + distance.sum(dim=-1))
 
 
 def categorical_kl(old_logits: th.Tensor, new_logits: th.Tensor) -> th.Tensor:

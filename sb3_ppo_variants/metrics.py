@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 
 import torch as th
@@ -12,16 +11,25 @@ class MeanMetrics:
     """Running means of scalar tensors, read from the device once, at the end."""
 
     def __init__(self) -> None:
-        self._sums: dict[str, th.Tensor] = {}
-        self._counts: defaultdict[str, int] = defaultdict(int)
+        self._sums: dict[tuple[str, ...], th.Tensor] = {}
+        self._counts: dict[tuple[str, ...], int] = {}
 
     def add(self, values: Mapping[str, th.Tensor]) -> None:
         """Count one more observation of each of ``values``, scalars by name."""
-        for name, value in values.items():
-            value = value.detach()
-            self._sums[name] = self._sums[name] + value if name in self._sums else value
-            self._counts[name] += 1
+        names = tuple(values)
+        stacked = th.stack([value.detach() for value in values.values()])
+        if names in self._sums:
+            self._sums[names].add_(stacked)
+            self._counts[names] += 1
+        else:
+            self._sums[names], self._counts[names] = stacked, 1
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over what was added."""
-        return {name: total.item() / self._counts[name] for name, total in self._sums.items()}
+        totals: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for names, sums in self._sums.items():
+            for name, total in zip(names, sums.tolist(), strict=True):
+                totals[name] = totals.get(name, 0.0) + total
+                counts[name] = counts.get(name, 0) + self._counts[names]
+        return {name: total / counts[name] for name, total in totals.items()}

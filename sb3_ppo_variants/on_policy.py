@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
@@ -31,14 +32,19 @@ from stable_baselines3.common.type_aliases import (
     RolloutBufferSamples,
     Schedule,
 )
-from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor
+from stable_baselines3.common.utils import FloatSchedule, explained_variance, obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_ppo_variants import losses
-from sb3_ppo_variants.arguments import extend_signature, require, require_choice
-from sb3_ppo_variants.distributions import ActionDistribution, family_of
+from sb3_ppo_variants.arguments import extend_signature, require, require_bounds, require_choice
+from sb3_ppo_variants.compilation import CompiledLoss, Terms, compiler_problem, warn_uncompiled
+from sb3_ppo_variants.controllers import adapt_stepsize
+from sb3_ppo_variants.distributions import ActionDistribution, from_sb3, has_exact_kl
+from sb3_ppo_variants.evaluation import CalledPolicy, Evaluation, StockPolicy, evaluator_of
+from sb3_ppo_variants.initialization import normc_
 from sb3_ppo_variants.metrics import MeanMetrics
-from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader, policy_distribution
+from sb3_ppo_variants.optimizer import OptimizerSteps, is_fused, prefer_fused, steps_of
+from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 
@@ -46,6 +52,14 @@ SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 ADVANTAGE_EPSILON = 1e-8
 # SB3's meaning of `target_kl`: an update stops early above 1.5 times it.
 EARLY_STOPPING_FACTOR = 1.5
+
+
+# A number; under `compile=True` a scalar tensor.
+Coefficient = float | th.Tensor
+
+
+# Every coefficient that may be a schedule of the remaining progress, 1 → 0, beside the learning rate.
+_SCHEDULES = ("clip_range", "clip_range_vf", "ent_coef", "vf_coef", "log_std_schedule")
 
 
 class Minibatch(NamedTuple):
@@ -76,17 +90,32 @@ class Minibatch(NamedTuple):
     """r(θ) = π_θ(a|s) / π_old(a|s)"""
     kl: th.Tensor | None
     """Exact KL[π_old, π_θ](s) in nats; None unless the algorithm sets ``needs_kl``"""
-    clip_range: float | None
+    clip_range: Coefficient | None
     """ε of this update; None where nothing is clipped"""
+    coefficients: Mapping[str, Coefficient]
+    """what :meth:`PaperOnPolicyAlgorithm.coefficients` gave for this update"""
 
 
-class _UpdateConstants(NamedTuple):
+class UpdateConstants(NamedTuple):
     """What stays the same throughout one update."""
 
-    clip_range: float | None
-    clip_range_vf: float | None
-    advantage_mean: float
-    advantage_std: float
+    clip_range: Coefficient | None
+    clip_range_vf: Coefficient | None
+    ent_coef: Coefficient
+    vf_coef: Coefficient
+    coefficients: Mapping[str, Coefficient]
+
+    def as_tensors(self, device: th.device) -> UpdateConstants:
+        """As scalar tensors, which compiled code takes without being compiled again for each value.
+
+        What is None or exactly 0 stays: a term that is off costs nothing.
+        """
+
+        def convert(value: Any) -> Any:
+            return value if value is None or value == 0 else th.tensor(value, dtype=th.float32, device=device)
+
+        coefficients = {name: convert(value) for name, value in self.coefficients.items()}
+        return type(self)(*map(convert, self[:-1]), coefficients)
 
 
 class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -110,8 +139,9 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param normalize_advantage: ``"batch"`` (default) standardises advantages over the whole batch, as the
         authors' code did (and with its population standard deviation); True over each minibatch, as SB3 does
         (with the sample one); False not at all
-    :param ent_coef: c2 of eq. 9 (Table 3: 0)
-    :param vf_coef: c1 of eq. 9 (the authors' code: 1; without effect on the policy unless parameters are shared)
+    :param ent_coef: c2 of eq. 9 (Table 3: 0), or a schedule of it
+    :param vf_coef: c1 of eq. 9 (the authors' code: 1; without effect on the policy unless parameters are shared),
+        or a schedule of it
     :param max_grad_norm: largest norm of the gradient; None (default) leaves the gradient alone
     :param use_sde: generalised state-dependent exploration, as SB3
     :param sde_sample_freq: timesteps between new gSDE noise; -1: once per rollout
@@ -128,6 +158,18 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         them, in rollouts and in ``predict`` (True, as SB3; the authors' code handed them over unclipped)
     :param bootstrap_on_timeout: whether an episode cut by a time limit is credited with γ V(last observation)
         (True, as SB3; the authors' code took time limits as terminal)
+    :param stepsize_kl_target: a target for KL[π_old, π_new] > 0, in nats, to which Adam's stepsize adapts (Table 4,
+        whose value the paper does not give; footnote 3's code): after each update it is divided by 1.5 above twice
+        the target, multiplied by 1.5 below half of it. The live ``stepsize_factor`` multiplies ``learning_rate``,
+        schedule or not, and is saved with the model. None (default): no adaptation
+    :param stepsize_bounds: the smallest and the largest stepsize that the adaptation sets
+    :param log_std_schedule: the log standard deviation of Gaussian actions, or a schedule of it over the remaining
+        progress 1 → 0 (Table 4: ``LinearSchedule(-0.7, -1.6, 1.0)``), set before each rollout and not learned. None
+        (default): learned, as §6.1
+    :param weight_init: ``"orthogonal"`` (SB3's) or ``"normc"`` (the authors' code's, July 2017)
+    :param compile: compile the loss and its gradient with ``torch.compile``: SB3's stock policies only, gSDE aside.
+        The first update takes some ten seconds longer. Equal to the plain path up to rounding; an ``objective`` of
+        your own may then depend on the policy only through the minibatch
     :raises ValueError: for an argument outside its range, named in the message
     """
 
@@ -161,8 +203,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         clip_range: float | Schedule | None = 0.2,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool | Literal["batch"] = "batch",
-        ent_coef: float = 0.0,
-        vf_coef: float = 1.0,
+        ent_coef: float | Schedule = 0.0,
+        vf_coef: float | Schedule = 1.0,
         max_grad_norm: float | None = None,
         use_sde: bool = False,
         sde_sample_freq: int = -1,
@@ -179,6 +221,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         *,
         clip_actions: bool = True,
         bootstrap_on_timeout: bool = True,
+        stepsize_kl_target: float | None = None,
+        stepsize_bounds: tuple[float, float] = (1e-5, 1e-2),
+        log_std_schedule: float | Schedule | None = None,
+        weight_init: Literal["orthogonal", "normc"] = "orthogonal",
+        compile: bool = False,  # noqa: A002  # torch's own word for it
     ):
         super().__init__(
             policy,
@@ -187,8 +234,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             n_steps=n_steps,
             gamma=gamma,
             gae_lambda=gae_lambda,
-            ent_coef=ent_coef,
-            vf_coef=vf_coef,
+            ent_coef=ent_coef,  # type: ignore[arg-type]  # schedules are ours
+            vf_coef=vf_coef,  # type: ignore[arg-type]
             max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None is ours: no gradient clipping
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
@@ -211,7 +258,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.target_kl = target_kl
         self.clip_actions = clip_actions
         self.bootstrap_on_timeout = bootstrap_on_timeout
+        self.stepsize_kl_target = stepsize_kl_target
+        self.stepsize_bounds = stepsize_bounds
+        self.stepsize_factor = 1.0
+        self.log_std_schedule = log_std_schedule
+        self.weight_init = weight_init
+        self.compile = compile
         self.n_iterations = 0
+        self._compiled: CompiledLoss | None = None
         if _init_setup_model:
             self._setup_model()
             self._check_rollout_size()
@@ -226,6 +280,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         :return: the objective of each sample, shape ``(M,)``
         """
         raise NotImplementedError(f"{type(self).__name__} defines no objective")
+
+    def coefficients(self) -> dict[str, float]:
+        """Numbers that the objective reads and that change between updates, by name.
+
+        Evaluated before each update, logged as ``train/<name>``, and found in ``batch.coefficients``. Any other
+        attribute that the objective reads is compiled in under ``compile=True``.
+        """
+        return {}
 
     def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
         """What to log as ``train/<name>``: a scalar each, averaged over the minibatches of the update.
@@ -248,17 +310,43 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
-        if self.clip_range is not None:
-            self.clip_range = FloatSchedule(self.clip_range)
-        if self.clip_range_vf is not None:
-            self.clip_range_vf = FloatSchedule(self.clip_range_vf)
+        for name in _SCHEDULES:
+            value = getattr(self, name)
+            if name.startswith("clip_range") and value is not None or callable(value):
+                setattr(self, name, FloatSchedule(value))
+        if self.weight_init == "normc":
+            normc_(self.policy)
         if isinstance(self.action_space, spaces.Box) and not (self.clip_actions or self.policy.squash_output):
             # SB3's `predict` clips to the policy's action space.
             self.policy.action_space = spaces.Box(-np.inf, np.inf, self.action_space.shape)
+        prefer_fused(self.policy.optimizer)
+        self._set_up_log_std()
+        self._set_up_kl()
+
+    def _set_up_log_std(self) -> None:
+        if self.log_std_schedule is None:
+            return
+        if type(getattr(self.policy, "action_dist", None)) is not DiagGaussianDistribution:
+            raise ValueError(
+                f"log_std_schedule must be None unless actions are Gaussian (a Box action space, use_sde=False); "
+                f"got {self.log_std_schedule!r} with {self.action_space} and use_sde={self.use_sde}"
+            )
+        self.policy.log_std.requires_grad_(False)
+        self._set_log_std(self._current_progress_remaining)
+
+    def _set_up_kl(self) -> None:
         distribution: Any = getattr(self.policy, "action_dist", None)
-        self._knows_kl = family_of(distribution) is not None
-        if self.needs_kl and not self._knows_kl:
-            ActionDistribution.from_sb3(distribution)  # raises, and names the distribution
+        self._knows_kl = has_exact_kl(distribution)
+        if self._steers_by_kl and not self._knows_kl:
+            from_sb3(distribution)  # raises, and names the distribution
+
+    @property
+    def _steers_by_kl(self) -> bool:
+        """Whether anything depends on the exact KL, so that an update cannot do without it."""
+        return self.needs_kl or self.stepsize_kl_target is not None
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "_compiled"]
 
     def _check_arguments(self) -> None:
         """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""
@@ -267,7 +355,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         for name in ("gamma", "gae_lambda"):
             require(name, getattr(self, name), "a number in [0, 1]", lambda value: 0 <= value <= 1)
         for name in ("ent_coef", "vf_coef"):
-            require(name, getattr(self, name), "a finite number", math.isfinite)
+            require(name, getattr(self, name), "a finite number or a schedule", math.isfinite, schedule=True)
         for name in ("max_grad_norm", "target_kl"):
             require(name, getattr(self, name), "a number >= 0 or None", lambda value: value >= 0, optional=True)
         require(
@@ -281,6 +369,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         require_choice("normalize_advantage", self.normalize_advantage, (True, False, "batch"))
         require_choice("clip_actions", self.clip_actions, (True, False))
         require_choice("bootstrap_on_timeout", self.bootstrap_on_timeout, (True, False))
+        require_choice("weight_init", self.weight_init, ("orthogonal", "normc"))
+        require_choice("compile", self.compile, (True, False))
+        allowed = "a finite number > 0 or None"
+        target = self.stepsize_kl_target
+        require("stepsize_kl_target", target, allowed, lambda value: 0 < value < math.inf, optional=True)
+        require_bounds("stepsize_bounds", self.stepsize_bounds)
+        allowed = "a finite number, a schedule or None"
+        require("log_std_schedule", self.log_std_schedule, allowed, math.isfinite, schedule=True, optional=True)
 
     def _check_rollout_size(self) -> None:
         """Raise a ValueError if the rollouts of this environment are too small to standardise advantages."""
@@ -318,6 +414,17 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         if not self.clip_actions:
             return actions
         return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _set_log_std(self, progress_remaining: float) -> None:
+        """Set the log standard deviation that the schedule gives, where there is one."""
+        schedule: Any = self.log_std_schedule
+        if schedule is None:
+            return
+        value = schedule(progress_remaining) if callable(schedule) else schedule
+        if not math.isfinite(value):
+            raise ValueError(f"log_std_schedule must stay finite; it gave {value} at {self._position()}")
+        with th.no_grad():
+            self.policy.log_std.fill_(value)
 
     def _sample_noise(self, n_envs: int, step: int) -> None:
         """Draw a new gSDE noise matrix where one is due before ``step`` of the rollout."""
@@ -367,6 +474,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         assert self._last_obs is not None, "collect_rollouts needs the observation that learn() sets up"
         self.policy.set_training_mode(False)
+        self._set_log_std(1.0 - self.num_timesteps / max(1, self._total_timesteps))
+        evaluator = self._evaluator()
         n_steps = 0
         rollout_buffer.reset()
         if self.use_sde:
@@ -377,7 +486,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._sample_noise(env.num_envs, n_steps)
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions, values, log_probs = self.policy(obs_tensor)
+                actions, values, log_probs = evaluator.act(obs_tensor)
             actions = actions.cpu().numpy()
             clipped_actions = self._to_environment(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -420,42 +529,66 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         """
         self.n_iterations += 1
         self.policy.set_training_mode(False)
-        rollout = self._read_rollout()
+        prefer_fused(self.policy.optimizer)
+        evaluator = self._evaluator()
+        rollout = self._read_rollout(evaluator)
+        if self.normalize_advantage == "batch":
+            advantages = self.rollout_buffer.advantages
+            rollout.shift_and_scale_advantages(
+                float(advantages.mean()), float(advantages.std()) + ADVANTAGE_EPSILON
+            )
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
-        constants = _UpdateConstants(
-            clip_range=self._current_value("clip_range", self.clip_range),
-            clip_range_vf=self._current_value("clip_range_vf", self.clip_range_vf),
-            advantage_mean=float(self.rollout_buffer.advantages.mean()),
-            advantage_std=float(self.rollout_buffer.advantages.std()),
-        )
+        constants = self._update_constants()
         metrics = MeanMetrics()
 
         with self._naming_divergence():
-            self._run_epochs(rollout, constants, metrics)
+            self._run_epochs(evaluator, rollout, constants, metrics)
             self.policy.set_training_mode(False)
-            kl = rollout.mean_kl(self.policy) if rollout.has_reference else math.nan
+            kl = rollout.mean_kl(evaluator) if rollout.has_reference else math.nan
         means = metrics.means()
-        if not math.isfinite(means["loss"]):
-            raise self._divergence(f"the loss is {means['loss']}")
+        self._check_for_divergence(means, kl)
         self._log_update(means, kl, constants)
+        self._adapt_stepsize(kl)
         self.after_update(kl)
 
-    def _read_rollout(self) -> Rollout:
+    def _read_rollout(self, evaluator: CalledPolicy) -> Rollout:
         """The rollout, by the fast path where the buffer is read by SB3's own methods.
 
         A buffer with methods of its own costs a copy of the policy for the KL: only where the algorithm needs it.
         """
         if has_stock_reader(self.rollout_buffer):
-            return StoredRollout(self.rollout_buffer, self.policy, with_reference=self._knows_kl)
-        return CustomRollout(self.rollout_buffer, self.policy, with_reference=self.needs_kl)
+            return StoredRollout(self.rollout_buffer, evaluator, with_reference=self._knows_kl)
+        return CustomRollout(self.rollout_buffer, evaluator, with_reference=self._steers_by_kl)
 
-    def _run_epochs(self, rollout: Rollout, constants: _UpdateConstants, metrics: MeanMetrics) -> None:
+    def _update_constants(self) -> UpdateConstants:
+        """The coefficients of this update, from their schedules."""
+        return UpdateConstants(
+            clip_range=self._current_value("clip_range", self.clip_range),
+            clip_range_vf=self._current_value("clip_range_vf", self.clip_range_vf),
+            ent_coef=self._current_value("ent_coef", self.ent_coef, smallest=-math.inf),
+            vf_coef=self._current_value("vf_coef", self.vf_coef, smallest=-math.inf),
+            coefficients=self.coefficients(),
+        )
+
+    def _run_epochs(
+        self, evaluator: CalledPolicy, rollout: Rollout, constants: UpdateConstants, metrics: MeanMetrics
+    ) -> None:
+        compiled = self._compiled_loss(evaluator)
+        if compiled is not None:
+            constants = constants.as_tensors(self.device)
+        steps = steps_of(self.policy.optimizer)
         for epoch in range(self.n_epochs):
             finished = True
-            for samples, old_distribution in rollout.minibatches(self.batch_size):
-                batch = self._evaluate(samples, old_distribution, constants)
-                finished = self._minibatch_step(batch, constants.clip_range_vf, metrics)
+            for samples, old_distribution in rollout.minibatches(self.batch_size, with_reference=self.needs_kl):
+                steps.zero_grad()
+                samples = self._prepare(samples)
+                if compiled is None:
+                    terms = self._differentiate(evaluator, samples, old_distribution, constants)
+                else:
+                    terms = compiled.differentiate(samples, old_distribution, constants)
+                metrics.add(terms)
+                finished = self._step(steps, terms["approx_kl"])
                 if not finished:
                     break
             self._n_updates += 1
@@ -463,90 +596,159 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
                 if self.verbose >= 1:
                     print(f"Stopped the update in epoch {epoch}: approx_kl exceeds 1.5 * target_kl")
                 break
+        steps.finish()
 
-    def _current_value(self, name: str, schedule: Any) -> float | None:
-        """A coefficient's value in this update, from its schedule."""
-        if schedule is None:
+    def _evaluator(self) -> CalledPolicy:
+        """The way to evaluate the policy; with SB3's very rounding where Adam is as SB3's, not fused."""
+        return evaluator_of(self.policy, exact_rounding=not is_fused(self.policy.optimizer))
+
+    def _compiled_loss(self, evaluator: CalledPolicy) -> CompiledLoss | None:
+        """The compiled loss, kept from update to update; None where there is none to use."""
+        if not self.compile:
             return None
+        if self._compiled is not None and self._compiled.evaluator.policy is evaluator.policy:
+            return self._compiled
+        problem = None
+        if not isinstance(evaluator, StockPolicy) or self.use_sde:
+            problem = "it covers SB3's own policies without gSDE, and this policy's methods or distribution are others"
+        problem = problem or compiler_problem()
+        if problem is not None:
+            warn_uncompiled(problem)
+            self.compile = False
+            return None
+        assert isinstance(evaluator, StockPolicy)
+        self._compiled = CompiledLoss(evaluator, self._loss_terms)
+        return self._compiled
+
+    def _current_value(self, name: str, schedule: Any, smallest: float = 0.0) -> Any:
+        """A coefficient's value in this update: a number, or what its schedule gives; None for None.
+
+        :raises ValueError: if the schedule gives a number that is not allowed
+        """
+        if not callable(schedule):
+            return schedule
         value = schedule(self._current_progress_remaining)
-        if not value >= 0:
-            raise ValueError(f"{name} must be >= 0 throughout; its schedule gave {value} at {self._position()}")
+        if not smallest <= value < math.inf or math.isnan(value):
+            allowed = "finite" if smallest == -math.inf else f"finite and >= {smallest:g}"
+            raise ValueError(f"{name} must be {allowed} throughout; its schedule gave {value} at {self._position()}")
         return value
 
-    def _evaluate(
-        self, samples: RolloutBufferSamples, old_distribution: ActionDistribution | None, constants: _UpdateConstants
-    ) -> Minibatch:
-        """Evaluate a minibatch under the current policy."""
-        actions = samples.actions
+    def _prepare(self, samples: RolloutBufferSamples) -> RolloutBufferSamples:
+        """A minibatch's samples as the loss takes them."""
         if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.long().flatten()
-        values, log_prob, entropy = self.policy.evaluate_actions(samples.observations, actions)
-        kl = None
-        if self.needs_kl and old_distribution is not None:
-            kl = old_distribution.kl(self._just_evaluated(samples.observations))
-        return Minibatch(
-            observations=samples.observations,
-            actions=actions,
-            advantages=self._standardise(samples.advantages, constants),
-            returns=samples.returns,
-            old_values=samples.old_values,
-            old_log_prob=samples.old_log_prob,
-            values=values.flatten(),
-            log_prob=log_prob,
-            entropy=entropy,
-            ratio=losses.probability_ratio(log_prob, samples.old_log_prob),
-            kl=kl,
-            clip_range=constants.clip_range,
-        )
-
-    def _just_evaluated(self, observations: PyTorchObs) -> ActionDistribution:
-        """π_θ at the observations that ``evaluate_actions`` has just seen, with gradients.
-
-        SB3's own ``evaluate_actions`` leaves it in ``policy.action_dist``; a user's may not.
-        """
-        policy = getattr(self.policy, "_orig_mod", self.policy)  # what torch.compile wraps
-        if type(policy).evaluate_actions is ActorCriticPolicy.evaluate_actions:
-            return ActionDistribution.from_sb3(self.policy.action_dist)
-        return policy_distribution(self.policy, observations)
-
-    def _standardise(self, advantages: th.Tensor, constants: _UpdateConstants) -> th.Tensor:
-        if self.normalize_advantage == "batch":
-            return (advantages - constants.advantage_mean) / (constants.advantage_std + ADVANTAGE_EPSILON)
+            samples = samples._replace(actions=samples.actions.long().flatten())
         # A last, truncated minibatch of one sample has no deviation; SB3 leaves it as it is.
-        if self.normalize_advantage and len(advantages) > 1:
-            return (advantages - advantages.mean()) / (advantages.std() + ADVANTAGE_EPSILON)
-        return advantages
+        if self.normalize_advantage is True and len(samples.advantages) > 1:
+            advantages = samples.advantages
+            advantages = (advantages - advantages.mean()) / (advantages.std() + ADVANTAGE_EPSILON)
+            samples = samples._replace(advantages=advantages)
+        return samples
 
-    def _minibatch_step(self, batch: Minibatch, clip_range_vf: float | None, metrics: MeanMetrics) -> bool:
-        """One gradient step on ``−objective − c2 S + c1 L^VF`` (eq. 9); False if ``target_kl`` forbids it."""
+    def _differentiate(
+        self,
+        evaluator: CalledPolicy,
+        samples: RolloutBufferSamples,
+        old_distribution: ActionDistribution | None,
+        constants: UpdateConstants,
+    ) -> Terms:
+        """Put the gradient of a minibatch's loss into the parameters' ``grad``; return the terms of the loss."""
+        evaluation = evaluator.evaluate(samples.observations, samples.actions, self.needs_kl)
+        terms = self._loss_terms(evaluation, samples, old_distribution, constants)
+        evaluator.backward(terms["loss"])
+        return terms
+
+    def _loss_terms(
+        self,
+        evaluation: Evaluation,
+        samples: RolloutBufferSamples,
+        old_distribution: ActionDistribution | None,
+        constants: UpdateConstants,
+    ) -> Terms:
+        """The loss ``−objective − c2 S + c1 L^VF`` (eq. 9), its terms and what else is logged: scalars by name."""
+        batch = self._minibatch(evaluation, samples, old_distribution, constants)
         policy_loss = -self.objective(batch).mean()
         values = batch.values
-        if clip_range_vf is not None:
-            values = losses.clipped_values(values, batch.old_values, clip_range_vf)
+        if constants.clip_range_vf is not None:
+            values = losses.clipped_values(values, batch.old_values, constants.clip_range_vf)
         value_loss = losses.value_loss(values, batch.returns)
         # Without a closed form, the negative log-probability of the taken actions estimates the entropy.
         entropy_loss = -th.mean(-batch.log_prob if batch.entropy is None else batch.entropy)
-        loss = policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss
-
+        loss = policy_loss
+        if not _is(0, constants.ent_coef):
+            loss = loss + constants.ent_coef * entropy_loss
+        loss = loss + (value_loss if _is(1, constants.vf_coef) else constants.vf_coef * value_loss)
         with th.no_grad():
-            approx_kl = losses.approximate_kl(batch.log_prob - batch.old_log_prob)
-            measured = {
+            return {
+                **self.minibatch_metrics(batch),
                 "policy_gradient_loss": policy_loss,
                 "value_loss": value_loss,
                 "entropy_loss": entropy_loss,
+                "approx_kl": losses.approximate_kl(batch.log_prob - batch.old_log_prob),
                 "loss": loss,
-                "approx_kl": approx_kl,
             }
-            metrics.add({**self.minibatch_metrics(batch), **measured})
+
+    def _minibatch(
+        self,
+        evaluation: Evaluation,
+        samples: RolloutBufferSamples,
+        old_distribution: ActionDistribution | None,
+        constants: UpdateConstants,
+    ) -> Minibatch:
+        kl = None
+        if self.needs_kl and old_distribution is not None and evaluation.distribution is not None:
+            kl = old_distribution.kl(evaluation.distribution)  # type: ignore[arg-type]  # both are of one kind
+        return Minibatch(
+            observations=samples.observations,
+            actions=samples.actions,
+            advantages=samples.advantages,
+            returns=samples.returns,
+            old_values=samples.old_values,
+            old_log_prob=samples.old_log_prob,
+            values=evaluation.values,
+            log_prob=evaluation.log_prob,
+            entropy=evaluation.entropy,
+            ratio=losses.probability_ratio(evaluation.log_prob, samples.old_log_prob),
+            kl=kl,
+            clip_range=constants.clip_range,
+            coefficients=constants.coefficients,
+        )
+
+    def _step(self, steps: OptimizerSteps, approx_kl: th.Tensor) -> bool:
+        """One step of the optimiser; False, and none, if ``target_kl`` forbids it."""
         if self.target_kl is not None and approx_kl.item() > EARLY_STOPPING_FACTOR * self.target_kl:
             return False
-
-        self.policy.optimizer.zero_grad()
-        loss.backward()
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
-        self.policy.optimizer.step()
+        steps.step()
         return True
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        """Set and log Adam's stepsize: the schedule's value times ``stepsize_factor``."""
+        stepsize = self._stepsize()
+        self.logger.record("train/learning_rate", stepsize)
+        for optimizer in optimizers if isinstance(optimizers, list) else [optimizers]:
+            update_learning_rate(optimizer, stepsize)
+
+    def _stepsize(self) -> float:
+        return self.lr_schedule(self._current_progress_remaining) * self.stepsize_factor
+
+    def _adapt_stepsize(self, kl: float) -> None:
+        """Set the ``stepsize_factor`` of the next update from this one's KL (Table 4, footnote 3)."""
+        stepsize = self._stepsize()
+        if self.stepsize_kl_target is None or stepsize == 0:
+            return
+        adapted = adapt_stepsize(stepsize, kl, self.stepsize_kl_target, self.stepsize_bounds)
+        if adapted != stepsize:
+            self.stepsize_factor *= adapted / stepsize
+
+    def _check_for_divergence(self, means: Mapping[str, float], kl: float) -> None:
+        """Raise a FloatingPointError if the update left the finite numbers."""
+        if not math.isfinite(means["loss"]):
+            raise self._divergence(f"the loss is {means['loss']}")
+        if self._steers_by_kl and not math.isfinite(kl):
+            raise self._divergence(f"KL[π_old, π_new] is {kl}")
+        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+            raise self._divergence("a weight of the policy is not finite")
 
     def _position(self) -> str:
         """Where the training stands, for messages."""
@@ -568,7 +770,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             f"smaller learning_rate or fewer n_epochs"
         )
 
-    def _log_update(self, means: dict[str, float], kl: float, constants: _UpdateConstants) -> None:
+    def _log_update(self, means: dict[str, float], kl: float, constants: UpdateConstants) -> None:
         """Log the update under SB3's names: means over all its minibatches, and the exact KL after it."""
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
@@ -580,9 +782,13 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name, limit in (("clip_range", constants.clip_range), ("clip_range_vf", constants.clip_range_vf)):
-            if limit is not None:
-                self.logger.record(f"train/{name}", limit)
+        in_force = {"clip_range": constants.clip_range, "clip_range_vf": constants.clip_range_vf}
+        for name in ("ent_coef", "vf_coef"):
+            if callable(getattr(self, name)):
+                in_force[name] = getattr(constants, name)
+        for name, value in {**in_force, **constants.coefficients}.items():
+            if value is not None:
+                self.logger.record(f"train/{name}", value)
 
     def learn(
         self: SelfAlgorithm,
@@ -608,3 +814,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             reset_num_timesteps=reset_num_timesteps,
             progress_bar=progress_bar,
         )
+
+
+def _is(number: int, coefficient: Coefficient) -> bool:
+    """Whether a coefficient is just this number: a term times 0 or 1 costs nothing then."""
+    return not isinstance(coefficient, th.Tensor) and coefficient == number

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -13,20 +13,15 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.type_aliases import PyTorchObs, RolloutBufferSamples
 
-from sb3_ppo_variants.distributions import ActionDistribution
+from sb3_ppo_variants.distributions import ActionDistribution, concatenate
+from sb3_ppo_variants.evaluation import CalledPolicy, evaluator_of
 
 # Rows per forward pass where the whole batch is evaluated: bounds the memory that image observations take.
 EVALUATION_ROWS = 2048
+# Several minibatches are selected from the rollout in one go, as many as fit into so many bytes of observations.
+SELECTION_BYTES = 2**22
 
 Sample = tuple[RolloutBufferSamples, ActionDistribution | None]
-
-
-def policy_distribution(policy: ActorCriticPolicy, observations: PyTorchObs) -> ActionDistribution:
-    """π(·|s) of ``policy`` at ``observations`` (one forward pass of the actor).
-
-    :raises TypeError: where the policy's distribution is none of SB3's
-    """
-    return ActionDistribution.from_sb3(policy.get_distribution(observations))
 
 
 class StoredRollout:
@@ -35,32 +30,50 @@ class StoredRollout:
     Draws the same permutations from NumPy's global generator as the buffer's own ``get``.
 
     :param buffer: a full rollout buffer
-    :param policy: π_old, in evaluation mode
+    :param evaluator: evaluates π_old, in evaluation mode
     :param with_reference: whether to store π_old's distributions for the whole batch
     """
 
-    def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool):
-        self._samples = _in_storage_order(buffer)
+    def __init__(self, buffer: RolloutBuffer, evaluator: CalledPolicy, with_reference: bool):
+        self._samples: Any = _in_storage_order(buffer)
         self._size = buffer.buffer_size * buffer.n_envs
         self.has_reference = with_reference
-        self._reference = self._evaluate(policy) if with_reference else None
+        self._reference = self._distributions(evaluator) if with_reference else None
 
-    def minibatches(self, batch_size: int) -> Iterator[Sample]:
-        """One epoch: every sample once, in a random order, with π_old's distributions at its states."""
+    def shift_and_scale_advantages(self, mean: float, scale: float) -> None:
+        """Replace every advantage Â by ``(Â − mean) / scale``."""
+        self._samples = self._samples._replace(advantages=(self._samples.advantages - mean) / scale)
+
+    def minibatches(self, batch_size: int, with_reference: bool) -> Iterator[Sample]:
+        """One epoch: every sample once, in a random order.
+
+        :param with_reference: whether each minibatch comes with π_old's distributions at its states
+        """
         order = th.as_tensor(np.random.permutation(self._size), device=self._samples.actions.device)
-        for indices in order.split(batch_size):
-            yield _rows(self._samples, indices), self._reference.rows(indices) if self._reference else None
+        for indices in order.split(self._rows_at_once(batch_size)):
+            selected = type(self._samples)(*(_select(field, indices) for field in self._samples))
+            reference = self._reference.rows(indices) if with_reference and self._reference else None
+            parts = zip(*(_split(field, batch_size) for field in selected), strict=True)
+            for number, part in enumerate(parts):
+                rows = slice(number * batch_size, (number + 1) * batch_size)
+                yield type(selected)(*part), None if reference is None else reference.rows(rows)
 
-    def mean_kl(self, policy: ActorCriticPolicy) -> float:
-        """E[KL[π_old, π]] over the whole batch, in nats; π is ``policy`` as it is now."""
+    def _rows_at_once(self, batch_size: int) -> int:
+        observations = self._samples.observations
+        tensors = observations.values() if isinstance(observations, dict) else [observations]
+        row_bytes = max(1, sum(tensor[0].nbytes for tensor in tensors))
+        return max(1, SELECTION_BYTES // (row_bytes * batch_size)) * batch_size
+
+    def mean_kl(self, evaluator: CalledPolicy) -> float:
+        """E[KL[π_old, π]] over the whole batch, in nats; π is the evaluator's policy as it is now."""
         assert self._reference is not None
-        return self._reference.kl(self._evaluate(policy)).mean().item()
+        kl: th.Tensor = self._reference.kl(self._distributions(evaluator))  # type: ignore[arg-type]
+        return kl.mean().item()
 
     @th.no_grad()
-    def _evaluate(self, policy: ActorCriticPolicy) -> ActionDistribution:
-        rows = th.arange(self._size, device=self._samples.actions.device).split(EVALUATION_ROWS)
-        parts = [policy_distribution(policy, _select(self._samples.observations, part)) for part in rows]
-        return ActionDistribution.concatenate(parts)
+    def _distributions(self, evaluator: CalledPolicy) -> ActionDistribution:
+        rows = [slice(start, start + EVALUATION_ROWS) for start in range(0, self._size, EVALUATION_ROWS)]
+        return concatenate([evaluator.distribution(_select(self._samples.observations, part)) for part in rows])
 
 
 class CustomRollout:
@@ -70,36 +83,44 @@ class CustomRollout:
     evaluated where its distributions are needed.
 
     :param buffer: a full rollout buffer
-    :param policy: π_old, in evaluation mode
+    :param evaluator: evaluates π_old, in evaluation mode
     :param with_reference: whether to keep π_old
     """
 
-    def __init__(self, buffer: RolloutBuffer, policy: ActorCriticPolicy, with_reference: bool):
+    def __init__(self, buffer: RolloutBuffer, evaluator: CalledPolicy, with_reference: bool):
         self._buffer = buffer
         self.has_reference = with_reference
-        self._old_policy = _frozen_copy(policy) if with_reference else None
+        self._old = evaluator_of(_frozen_copy(evaluator.policy), evaluator.exact_rounding) if with_reference else None
+        self._advantage_mean, self._advantage_scale = 0.0, 1.0
 
-    def minibatches(self, batch_size: int) -> Iterator[Sample]:
-        """One epoch of the buffer's ``get(batch_size)``, with π_old's distributions at each minibatch's states."""
+    def shift_and_scale_advantages(self, mean: float, scale: float) -> None:
+        """Replace every advantage Â by ``(Â − mean) / scale`` as it is read."""
+        self._advantage_mean, self._advantage_scale = mean, scale
+
+    def minibatches(self, batch_size: int, with_reference: bool) -> Iterator[Sample]:
+        """One epoch of the buffer's ``get(batch_size)``.
+
+        :param with_reference: whether each minibatch comes with π_old's distributions at its states
+        """
         for samples in self._buffer.get(batch_size):
-            yield samples, self._old_distribution(samples)
+            advantages = (samples.advantages - self._advantage_mean) / self._advantage_scale
+            old = self._old_distribution(samples) if with_reference else None
+            yield samples._replace(advantages=advantages), old
 
     @th.no_grad()
-    def mean_kl(self, policy: ActorCriticPolicy) -> float:
-        """E[KL[π_old, π]] over one pass through the buffer, in nats; π is ``policy`` as it is now."""
-        values = []
+    def mean_kl(self, evaluator: CalledPolicy) -> float:
+        """E[KL[π_old, π]] over one pass through the buffer, in nats; π is the evaluator's policy as it is now."""
+        values: list[th.Tensor] = []
         with _same_draws():
             for samples in self._buffer.get(EVALUATION_ROWS):
-                old = self._old_distribution(samples)
-                assert old is not None
-                values.append(old.kl(policy_distribution(policy, samples.observations)))
+                new = evaluator.distribution(samples.observations)
+                values.append(self._old_distribution(samples).kl(new))  # type: ignore[arg-type]
         return th.cat(values).mean().item()
 
     @th.no_grad()
-    def _old_distribution(self, samples: RolloutBufferSamples) -> ActionDistribution | None:
-        if self._old_policy is None:
-            return None
-        return policy_distribution(self._old_policy, samples.observations)
+    def _old_distribution(self, samples: RolloutBufferSamples) -> ActionDistribution:
+        assert self._old is not None
+        return self._old.distribution(samples.observations)
 
 
 Rollout = StoredRollout | CustomRollout
@@ -137,11 +158,18 @@ def _frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     return copy.deepcopy(policy, {id(policy.action_dist): copy.copy(policy.action_dist), id(policy.optimizer): None})
 
 
-def _select(observations: PyTorchObs, indices: th.Tensor) -> PyTorchObs:
+def _select(observations: PyTorchObs, rows: th.Tensor | slice) -> PyTorchObs:
     if isinstance(observations, dict):
-        return {key: tensor[indices] for key, tensor in observations.items()}
-    return observations[indices]
+        return {key: _take(tensor, rows) for key, tensor in observations.items()}
+    return _take(observations, rows)
 
 
-def _rows(samples: RolloutBufferSamples, indices: th.Tensor) -> RolloutBufferSamples:
-    return type(samples)(*(_select(field, indices) for field in samples))  # type: ignore[arg-type]
+def _take(tensor: th.Tensor, rows: th.Tensor | slice) -> th.Tensor:
+    return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
+
+
+def _split(observations: PyTorchObs, batch_size: int) -> Sequence[PyTorchObs]:
+    if isinstance(observations, dict):
+        columns = zip(*(tensor.split(batch_size) for tensor in observations.values()), strict=True)
+        return [dict(zip(observations, column, strict=True)) for column in columns]
+    return observations.split(batch_size)

@@ -22,8 +22,13 @@ from stable_baselines3.common.vec_env import VecNormalize
 from sb3_ppo_variants import PPOClipPaper
 from tests.helpers import CountingBuffer
 
-# SB3's choices where ours differ: its defaults for vf_coef, max_grad_norm and normalize_advantage.
-SB3_CHOICES: dict[str, Any] = {"vf_coef": 0.5, "max_grad_norm": 0.5, "normalize_advantage": True}
+# SB3's choices where ours differ: its defaults for vf_coef, max_grad_norm and normalize_advantage, and Adam not fused.
+SB3_CHOICES: dict[str, Any] = {
+    "vf_coef": 0.5,
+    "max_grad_norm": 0.5,
+    "normalize_advantage": True,
+    "policy_kwargs": {"optimizer_kwargs": {"fused": False, "eps": 1e-5}},
+}
 
 
 def image_env() -> FakeImageEnv:
@@ -67,6 +72,7 @@ CONFIGURATIONS: dict[str, tuple[str, Any, dict[str, Any]]] = {
 def train(algorithm: type[PPO] | type[PPOClipPaper], name: str, **choices: Any) -> Any:
     policy, env, kwargs = CONFIGURATIONS[name]
     arguments = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "seed": 7, "device": "cpu", **choices, **kwargs}
+    arguments["policy_kwargs"] = {**choices.get("policy_kwargs", {}), **kwargs.get("policy_kwargs", {})}
     model = algorithm(policy, env if isinstance(env, str) else env(), **arguments)
     return model.learn(192)
 
