@@ -53,10 +53,18 @@ class Gaussian(NamedTuple):
         """Exact KL[self, new] of each state in nats, ``(B,)``."""
         return losses.gaussian_kl(self.mean, self.std, new.mean, new.std)
 
-    def sample(self) -> th.Tensor:
-        """Actions ``(B, A)``, from torch's global generator by the draws that SB3's distribution makes."""
-        noise = th.normal(th.zeros_like(self.mean), th.ones_like(self.mean))
-        return self.mean + noise * self.std
+    def sample(self, exact_rounding: bool) -> tuple[th.Tensor, th.Tensor]:
+        """Actions ``(B, A)`` and their log π(a|s) ``(B,)``, without gradients.
+
+        Draws from torch's global generator what SB3's distribution draws.
+
+        :param exact_rounding: whether log π(a|s) is rounded as SB3's, or computed from the noise itself
+        """
+        noise = th.randn_like(self.mean)
+        actions = self.mean + noise * self.std
+        if exact_rounding:
+            return actions, _gaussian_log_prob(self.mean, self.std, actions)
+        return actions, (noise.square_().mul_(-0.5) - (self.std.log() + _LOG_SQRT_TWO_PI)).sum(dim=1)
 
     def rows(self, indices: Rows) -> Gaussian:
         """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""
@@ -84,20 +92,23 @@ class Categorical(NamedTuple):
 
         :param actions: indices, ``(B,)`` for a single category, else ``(B, A)``
         """
+        return self._log_prob(actions), _sum_of([_categorical_entropy(logits) for logits in self.logits])
+
+    def _log_prob(self, actions: th.Tensor) -> th.Tensor:
         columns = actions.long().reshape(len(actions), -1).split(1, dim=1)
-        log_probs = [logits.gather(-1, column).squeeze(-1) for logits, column in zip(self.logits, columns, strict=True)]
-        entropies = [_categorical_entropy(logits) for logits in self.logits]
-        return _sum_of(log_probs), _sum_of(entropies)
+        pairs = zip(self.logits, columns, strict=True)
+        return _sum_of([logits.gather(-1, column).squeeze(-1) for logits, column in pairs])
 
     def kl(self, new: Categorical) -> th.Tensor:
         """Exact KL[self, new] of each state in nats, ``(B,)``."""
         pairs = zip(self.logits, new.logits, strict=True)
         return _sum_of([losses.categorical_kl(old, fresh) for old, fresh in pairs])
 
-    def sample(self) -> th.Tensor:
-        """Indices, ``(B,)`` for a single category, else ``(B, A)``; draws as SB3's distribution."""
+    def sample(self, exact_rounding: bool) -> tuple[th.Tensor, th.Tensor]:
+        """Indices, ``(B,)`` for a single category, else ``(B, A)``; the rest as for :meth:`Gaussian.sample`."""
         draws = [th.multinomial(F.softmax(logits, dim=-1), 1, True).T.squeeze(0) for logits in self.logits]
-        return draws[0] if len(draws) == 1 else th.stack(draws, dim=1)
+        actions = draws[0] if len(draws) == 1 else th.stack(draws, dim=1)
+        return actions, self._log_prob(actions)
 
     def rows(self, indices: Rows) -> Categorical:
         """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""
@@ -115,18 +126,21 @@ class Bernoulli(NamedTuple):
 
         :param actions: zeros and ones, ``(B, A)``
         """
-        binary_cross_entropy = F.binary_cross_entropy_with_logits
-        log_prob = -binary_cross_entropy(self.logits, actions, reduction="none")
-        entropy = binary_cross_entropy(self.logits, th.sigmoid(self.logits), reduction="none")
-        return log_prob.sum(dim=1), entropy.sum(dim=1)
+        probabilities = th.sigmoid(self.logits)
+        entropy = F.binary_cross_entropy_with_logits(self.logits, probabilities, reduction="none").sum(dim=1)
+        return self._log_prob(actions), entropy
+
+    def _log_prob(self, actions: th.Tensor) -> th.Tensor:
+        return -F.binary_cross_entropy_with_logits(self.logits, actions, reduction="none").sum(dim=1)
 
     def kl(self, new: Bernoulli) -> th.Tensor:
         """Exact KL[self, new] of each state in nats, ``(B,)``."""
         return losses.bernoulli_kl(self.logits, new.logits)
 
-    def sample(self) -> th.Tensor:
-        """Zeros and ones ``(B, A)``; draws as SB3's distribution."""
-        return th.bernoulli(th.sigmoid(self.logits))
+    def sample(self, exact_rounding: bool) -> tuple[th.Tensor, th.Tensor]:
+        """Zeros and ones ``(B, A)``; the rest as for :meth:`Gaussian.sample`."""
+        actions = th.bernoulli(th.sigmoid(self.logits))
+        return actions, self._log_prob(actions)
 
     def rows(self, indices: Rows) -> Bernoulli:
         """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""

@@ -47,6 +47,10 @@ _STOCK_METHODS = (
 )
 
 
+# Below so many elements PyTorch's own tanh, one call in place of three, is the faster one.
+FEW_ELEMENTS = 1024
+
+
 class Evaluation(NamedTuple):
     """``M`` actions evaluated under a policy."""
 
@@ -96,7 +100,14 @@ class CalledPolicy:
 
 
 class StockPolicy(CalledPolicy):
-    """A policy whose methods are SB3's: distributions by closed forms, networks through autograd."""
+    """A policy whose methods are SB3's: distributions by closed forms, networks through autograd.
+
+    :param exact_rounding: whether every number is SB3's bit for bit, or may differ from it by rounding
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, exact_rounding: bool):
+        super().__init__(policy)
+        self.exact_rounding = exact_rounding
 
     def evaluate(self, observations: PyTorchObs, actions: th.Tensor, with_distribution: bool) -> Evaluation:
         """As :meth:`CalledPolicy.evaluate`; the distributions cost nothing here."""
@@ -110,9 +121,7 @@ class StockPolicy(CalledPolicy):
         if self.policy.use_sde:  # its noise belongs to the distribution object
             return self.policy(observations)
         output, values = self._outputs(observations)
-        distribution = self._distribution(output, None)
-        actions = distribution.sample()
-        log_prob, _ = distribution.log_prob_and_entropy(actions)
+        actions, log_prob = self._distribution(output, None).sample(self.exact_rounding)
         return actions.reshape((-1, *self.policy.action_space.shape)), values, log_prob  # type: ignore[misc]
 
     def distribution(self, observations: PyTorchObs) -> ActionDistribution:
@@ -189,9 +198,8 @@ class StockMlp(StockPolicy):
     """
 
     def __init__(self, policy: ActorCriticPolicy, exact_rounding: bool):
-        super().__init__(policy)
+        super().__init__(policy, exact_rounding)
         extractor = policy.mlp_extractor
-        self.exact_rounding = exact_rounding
         self.actor = Perceptron([*extractor.policy_net, policy.action_net], exact_rounding)
         self.critic = Perceptron([*extractor.value_net, policy.value_net], exact_rounding)
         space = policy.observation_space
@@ -244,10 +252,13 @@ class Perceptron:
     """
 
     def __init__(self, modules: Sequence[nn.Module], exact_rounding: bool):
-        self._layers: list[Any] = list(modules[::2])
-        self._exact_rounding = exact_rounding
-        self._minus_one = self._layers[0].weight.new_tensor(-1.0)
+        layers: list[Any] = list(modules[::2])
+        self._weights: list[th.Tensor] = [layer.weight for layer in layers]
+        self._biases: list[th.Tensor] = [layer.bias for layer in layers]
+        self._transposed = [weight.detach().t() for weight in self._weights]
         self._is_tanh = [isinstance(module, nn.Tanh) for module in modules[1::2]]
+        self._exact_rounding = exact_rounding
+        self._minus_one = self._weights[0].new_tensor(-1.0)
         self._memory: dict[tuple[int, int], th.Tensor] = {}
 
     def forward(self, x: th.Tensor, reuse: bool = False) -> tuple[th.Tensor, list[th.Tensor]]:
@@ -256,12 +267,13 @@ class Perceptron:
         :param reuse: lay the hidden layers out in memory that the next such call with as many rows uses again
         """
         inputs = [x]
-        for depth, layer in enumerate(self._layers[:-1]):
-            out = self._reused(depth, x, layer.out_features) if reuse else None
-            x = self._activate(depth, th.addmm(layer.bias, x, layer.weight.t(), out=out))
+        # A compiled function outlives the update, and with it the weights' memory may have moved.
+        weights = [weight.t() for weight in self._weights] if th.compiler.is_compiling() else self._transposed
+        for depth, is_tanh in enumerate(self._is_tanh):
+            out = self._reused(depth, x, weights[depth].shape[1]) if reuse else None
+            x = self._activate(is_tanh, th.addmm(self._biases[depth], x, weights[depth], out=out))
             inputs.append(x)
-        last = self._layers[-1]
-        return th.addmm(last.bias, x, last.weight.t()), inputs
+        return th.addmm(self._biases[-1], x, weights[-1]), inputs
 
     def gradients(self, inputs: list[th.Tensor], gradient: th.Tensor, reuse: bool = False) -> list[th.Tensor]:
         """The gradients of each layer's weight and bias, the last layer first.
@@ -271,34 +283,36 @@ class Perceptron:
         :param reuse: as in :meth:`forward`
         """
         gradients = []
-        for depth in reversed(range(len(self._layers))):
-            layer, x = self._layers[depth], inputs[depth]
+        for depth in reversed(range(len(inputs))):
+            x = inputs[depth]
             gradients += [gradient.t().mm(x), gradient.sum(dim=0)]
             if depth > 0:
                 out = self._reused(-depth, gradient, x.shape[1]) if reuse else None
-                gradient = self._through_activation(depth - 1, th.mm(gradient, layer.weight, out=out), x)
+                gradient = th.mm(gradient, self._weights[depth], out=out)
+                gradient = self._through_activation(self._is_tanh[depth - 1], gradient, x)
         return gradients
 
     def parameters(self) -> list[th.Tensor]:
         """Weight and bias of each layer, in the order of :meth:`gradients`."""
-        return [tensor for layer in reversed(self._layers) for tensor in (layer.weight, layer.bias)]
+        pairs = zip(reversed(self._weights), reversed(self._biases), strict=True)
+        return [tensor for pair in pairs for tensor in pair]
 
     def accumulate(self, gradients: list[th.Tensor]) -> None:
         """Add ``gradients``, as :meth:`gradients` gives them, to the parameters' ``grad``."""
         for parameter, gradient in zip(self.parameters(), gradients, strict=True):
             parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
-    def _activate(self, depth: int, x: th.Tensor) -> th.Tensor:
-        if not self._is_tanh[depth]:
+    def _activate(self, is_tanh: bool, x: th.Tensor) -> th.Tensor:
+        if not is_tanh:
             return x.relu_()
-        if self._exact_rounding:
+        if self._exact_rounding or x.numel() < FEW_ELEMENTS:
             return x.tanh_()
         if th.compiler.is_compiling():
             return 2 * th.sigmoid(2 * x) - 1
         return th.add(self._minus_one, x.mul_(2).sigmoid_(), alpha=2, out=x)
 
-    def _through_activation(self, depth: int, gradient: th.Tensor, activated: th.Tensor) -> th.Tensor:
-        if not self._is_tanh[depth]:
+    def _through_activation(self, is_tanh: bool, gradient: th.Tensor, activated: th.Tensor) -> th.Tensor:
+        if not is_tanh:
             return gradient.mul_(activated > 0)
         if th.compiler.is_compiling():
             return gradient * (1 - activated**2)
@@ -319,7 +333,7 @@ def evaluator_of(policy: ActorCriticPolicy, exact_rounding: bool) -> CalledPolic
     original: Any = getattr(policy, "_orig_mod", policy)  # what torch.compile wraps
     if original is not policy or not _is_stock(original):
         return CalledPolicy(policy)
-    return StockMlp(original, exact_rounding) if _is_plain_mlp(original) else StockPolicy(original)
+    return StockMlp(original, exact_rounding) if _is_plain_mlp(original) else StockPolicy(original, exact_rounding)
 
 
 def _is_stock(policy: ActorCriticPolicy) -> bool:

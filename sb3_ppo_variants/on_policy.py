@@ -413,7 +413,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             return self.policy.unscale_action(actions)
         if not self.clip_actions:
             return actions
-        return np.clip(actions, self.action_space.low, self.action_space.high)
+        return np.minimum(np.maximum(actions, self.action_space.low), self.action_space.high)
 
     def _set_log_std(self, progress_remaining: float) -> None:
         """Set the log standard deviation that the schedule gives, where there is one."""
@@ -433,7 +433,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _credit_timeouts(self, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
         """Add γ V(last observation) to the last reward of each episode that a time limit cut, in place."""
-        for idx in np.flatnonzero(dones):
+        for idx in np.flatnonzero(dones) if dones.any() else ():
             last_observation = infos[idx].get("terminal_observation")
             if last_observation is None or not infos[idx].get("TimeLimit.truncated", False):
                 continue
