@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper as PPOAdaptiveKLPaper
     from sb3_ppo_variants.ppo_kl_penalty import PPOFixedKLPaper as PPOFixedKLPaper
     from sb3_ppo_variants.ppo_unclipped import PPOUnclippedPaper as PPOUnclippedPaper
+    from sb3_ppo_variants.vanilla_pg import VanillaPGPaper as VanillaPGPaper
 
 __version__ = "0.1.0"
 
@@ -28,6 +29,7 @@ ALGORITHMS = {
     "ppo_adaptive_kl_paper": "PPOAdaptiveKLPaper",
     "ppo_fixed_kl_paper": "PPOFixedKLPaper",
     "ppo_unclipped_paper": "PPOUnclippedPaper",
+    "vanilla_pg_paper": "VanillaPGPaper",
 }
 
 _MODULE_OF = {
@@ -37,6 +39,7 @@ _MODULE_OF = {
     "PPOAdaptiveKLPaper": "ppo_kl_penalty",
     "PPOFixedKLPaper": "ppo_kl_penalty",
     "PPOUnclippedPaper": "ppo_unclipped",
+    "VanillaPGPaper": "vanilla_pg",
 }
 
 __all__ = ["ALGORITHMS", "__version__", *_MODULE_OF]

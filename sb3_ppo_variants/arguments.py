@@ -43,8 +43,8 @@ def require_bounds(name: str, value: Any) -> None:
     :raises ValueError: if it is none
     """
     is_pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
-    numbers_ = [number for number in value if isinstance(number, numbers.Real)] if is_pair else []
-    if len(numbers_) < 2 or not 0 < numbers_[0] <= numbers_[1] < math.inf:
+    pair: Any = [number for number in value if isinstance(number, numbers.Real)] if is_pair else []
+    if len(pair) < 2 or not 0 < pair[0] <= pair[1] < math.inf:
         raise ValueError(f"{name} must be a pair 0 < smallest <= largest < inf; got {value!r}")
 
 

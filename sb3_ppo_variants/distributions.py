@@ -46,7 +46,7 @@ class Gaussian(NamedTuple):
         """
         if th.compiler.is_compiling():  # the compiler fuses the plain formulas by itself
             return _gaussian_log_prob(self.mean, self.std, actions), _gaussian_entropy(self.mean, self.std)
-        log_prob, entropy = _GaussianTerms.apply(self.mean, self.std, actions)  # type: ignore[no-untyped-call]
+        log_prob, entropy = _GaussianTerms.apply(self.mean, self.std, actions)
         return log_prob, entropy
 
     def kl(self, new: Gaussian) -> th.Tensor:
@@ -185,13 +185,11 @@ def from_sb3(distribution: Distribution) -> ActionDistribution:
 
 def concatenate(parts: Sequence[ActionDistribution]) -> ActionDistribution:
     """One distribution over the states of all ``parts``, in their order; the parts are of one kind."""
-    first = parts[0]
-    if isinstance(first, Gaussian) and first.std.dim() == 1:
-        return Gaussian(th.cat([part.mean for part in parts]), first.std.clone())  # type: ignore[union-attr]
-    if isinstance(first, Categorical):
-        columns = zip(*(part.logits for part in parts), strict=True)
-        return Categorical(tuple(th.cat(column) for column in columns))
-    return type(first)(*(th.cat(column) for column in zip(*parts, strict=True)))
+    first: Any = parts[0]
+    columns: Any = zip(*(part.logits if isinstance(part, Categorical) else part for part in parts), strict=True)
+    # A standard deviation that all states share has no rows.
+    tensors = [column[0].clone() if column[0].dim() == 1 else th.cat(column) for column in columns]
+    return Categorical(tuple(tensors)) if isinstance(first, Categorical) else type(first)(*tensors)
 
 
 def _sum_of(parts: list[th.Tensor]) -> th.Tensor:

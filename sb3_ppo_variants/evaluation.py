@@ -363,9 +363,11 @@ def _is_plain_mlp(policy: ActorCriticPolicy) -> bool:
 
 def _is_tower(modules: Sequence[nn.Module]) -> bool:
     """Whether linear layers and activations alternate, all parameters being learned in single precision."""
-    return all(type(module) is nn.Linear for module in modules[::2]) and all(
-        type(module) in (nn.Tanh, nn.ReLU) for module in modules[1::2]
-    ) and all(_is_learned(parameter) for module in modules[::2] for parameter in (module.weight, module.bias))
+    return (
+        all(type(module) is nn.Linear for module in modules[::2])
+        and all(type(module) in (nn.Tanh, nn.ReLU) for module in modules[1::2])
+        and all(_is_learned(parameter) for module in modules[::2] for parameter in (module.weight, module.bias))
+    )
 
 
 def _is_learned(parameter: Any) -> bool:

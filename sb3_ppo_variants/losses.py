@@ -52,7 +52,7 @@ def clipped_surrogate(ratio: th.Tensor, advantages: th.Tensor, clip_range: float
     :param clip_range: ε ≥ 0
     :return: the objective of each sample, shape ``(B,)``
     """
-    clipped_ratio = th.clamp(ratio, 1 - clip_range, 1 + clip_range)
+    clipped_ratio = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type]  # two of one kind
     return th.min(advantages * ratio, advantages * clipped_ratio)
 
 
@@ -67,7 +67,7 @@ def log_clipped_surrogate(log_ratio: th.Tensor, advantages: th.Tensor, clip_rang
     :param clip_range: ε ≥ 0, in nats
     :return: the objective of each sample, shape ``(B,)``
     """
-    clipped_ratio = th.exp(th.clamp(log_ratio, -clip_range, clip_range))
+    clipped_ratio = th.exp(log_ratio.clamp(-clip_range, clip_range))  # type: ignore[arg-type]
     return th.min(advantages * th.exp(log_ratio), advantages * clipped_ratio)
 
 
@@ -101,7 +101,7 @@ def clipped_values(values: th.Tensor, old_values: th.Tensor, clip_range_vf: floa
     :param clip_range_vf: > 0, in units of the return
     :return: the clipped values, shape ``(B,)``
     """
-    return old_values + th.clamp(values - old_values, -clip_range_vf, clip_range_vf)
+    return old_values + (values - old_values).clamp(-clip_range_vf, clip_range_vf)  # type: ignore[arg-type]
 
 
 def approximate_kl(log_ratio: th.Tensor) -> th.Tensor:

@@ -44,7 +44,7 @@ from sb3_ppo_variants.evaluation import CalledPolicy, Evaluation, StockPolicy, e
 from sb3_ppo_variants.initialization import normc_
 from sb3_ppo_variants.metrics import MeanMetrics
 from sb3_ppo_variants.optimizer import OptimizerSteps, is_fused, prefer_fused, steps_of
-from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader
+from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader, samples_of
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 
@@ -114,8 +114,9 @@ class UpdateConstants(NamedTuple):
         def convert(value: Any) -> Any:
             return value if value is None or value == 0 else th.tensor(value, dtype=th.float32, device=device)
 
-        coefficients = {name: convert(value) for name, value in self.coefficients.items()}
-        return type(self)(*map(convert, self[:-1]), coefficients)
+        *others, coefficients = self
+        scalars = {name: convert(value) for name, value in coefficients.items()}
+        return type(self)(*map(convert, others), scalars)  # type: ignore[call-arg]
 
 
 class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
@@ -312,7 +313,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         super()._setup_model()
         for name in _SCHEDULES:
             value = getattr(self, name)
-            if name.startswith("clip_range") and value is not None or callable(value):
+            if (name.startswith("clip_range") and value is not None) or callable(value):
                 setattr(self, name, FloatSchedule(value))
         if self.weight_init == "normc":
             normc_(self.policy)
@@ -486,8 +487,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             self._sample_noise(env.num_envs, n_steps)
             with th.no_grad():
                 obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                actions, values, log_probs = evaluator.act(obs_tensor)
-            actions = actions.cpu().numpy()
+                sampled_actions, values, log_probs = evaluator.act(obs_tensor)
+            actions = sampled_actions.cpu().numpy()
             clipped_actions = self._to_environment(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -532,11 +533,10 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         prefer_fused(self.policy.optimizer)
         evaluator = self._evaluator()
         rollout = self._read_rollout(evaluator)
+        if rollout is None:
+            return
         if self.normalize_advantage == "batch":
-            advantages = self.rollout_buffer.advantages
-            rollout.shift_and_scale_advantages(
-                float(advantages.mean()), float(advantages.std()) + ADVANTAGE_EPSILON
-            )
+            rollout.standardize_advantages(ADVANTAGE_EPSILON)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         constants = self._update_constants()
@@ -552,13 +552,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         self._adapt_stepsize(kl)
         self.after_update(kl)
 
-    def _read_rollout(self, evaluator: CalledPolicy) -> Rollout:
-        """The rollout, by the fast path where the buffer is read by SB3's own methods.
+    def _read_rollout(self, evaluator: CalledPolicy) -> Rollout | None:
+        """What to learn from in this update: the rollout; None where there is nothing yet.
 
+        By the fast path where the buffer is read by SB3's own methods.
         A buffer with methods of its own costs a copy of the policy for the KL: only where the algorithm needs it.
         """
         if has_stock_reader(self.rollout_buffer):
-            return StoredRollout(self.rollout_buffer, evaluator, with_reference=self._knows_kl)
+            return StoredRollout(samples_of(self.rollout_buffer), evaluator, with_reference=self._knows_kl)
         return CustomRollout(self.rollout_buffer, evaluator, with_reference=self._steers_by_kl)
 
     def _update_constants(self) -> UpdateConstants:
@@ -667,16 +668,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         """The loss ``−objective − c2 S + c1 L^VF`` (eq. 9), its terms and what else is logged: scalars by name."""
         batch = self._minibatch(evaluation, samples, old_distribution, constants)
         policy_loss = -self.objective(batch).mean()
-        values = batch.values
-        if constants.clip_range_vf is not None:
-            values = losses.clipped_values(values, batch.old_values, constants.clip_range_vf)
-        value_loss = losses.value_loss(values, batch.returns)
+        value_loss = self._value_loss(batch.values, samples, constants)
         # Without a closed form, the negative log-probability of the taken actions estimates the entropy.
         entropy_loss = -th.mean(-batch.log_prob if batch.entropy is None else batch.entropy)
         loss = policy_loss
         if not _is(0, constants.ent_coef):
             loss = loss + constants.ent_coef * entropy_loss
-        loss = loss + (value_loss if _is(1, constants.vf_coef) else constants.vf_coef * value_loss)
+        if not _is(0, constants.vf_coef):
+            loss = loss + (value_loss if _is(1, constants.vf_coef) else constants.vf_coef * value_loss)
         with th.no_grad():
             return {
                 **self.minibatch_metrics(batch),
@@ -686,6 +685,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
                 "approx_kl": losses.approximate_kl(batch.log_prob - batch.old_log_prob),
                 "loss": loss,
             }
+
+    def _value_loss(self, values: th.Tensor, samples: RolloutBufferSamples, constants: UpdateConstants) -> th.Tensor:
+        if constants.clip_range_vf is not None:
+            values = losses.clipped_values(values, samples.old_values, constants.clip_range_vf)
+        return losses.value_loss(values, samples.returns)
 
     def _minibatch(
         self,
@@ -717,10 +721,13 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         """One step of the optimiser; False, and none, if ``target_kl`` forbids it."""
         if self.target_kl is not None and approx_kl.item() > EARLY_STOPPING_FACTOR * self.target_kl:
             return False
+        self._clip_and_step(steps)
+        return True
+
+    def _clip_and_step(self, steps: OptimizerSteps) -> None:
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         steps.step()
-        return True
 
     def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
         """Set and log Adam's stepsize: the schedule's value times ``stepsize_factor``."""
@@ -782,7 +789,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        in_force = {"clip_range": constants.clip_range, "clip_range_vf": constants.clip_range_vf}
+        in_force: dict[str, Any] = {"clip_range": constants.clip_range, "clip_range_vf": constants.clip_range_vf}
         for name in ("ent_coef", "vf_coef"):
             if callable(getattr(self, name)):
                 in_force[name] = getattr(constants, name)

@@ -104,7 +104,7 @@ class FusedAdamSteps(OptimizerSteps):
     def step(self) -> None:
         """As the base class's."""
         self._count.add_(1)
-        th._fused_adam_(  # type: ignore[call-overload]
+        th._fused_adam_(
             self._parameters,
             [parameter.grad for parameter in self._parameters],
             self._first_moments,

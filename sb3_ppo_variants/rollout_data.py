@@ -25,24 +25,33 @@ Sample = tuple[RolloutBufferSamples, ActionDistribution | None]
 
 
 class StoredRollout:
-    """A rollout in one of SB3's own buffers, turned into tensors once.
+    """A rollout as tensors, from one of SB3's own buffers.
 
     Draws the same permutations from NumPy's global generator as the buffer's own ``get``.
 
-    :param buffer: a full rollout buffer
+    :param samples: (Dict)RolloutBufferSamples, as :func:`samples_of` gives them
     :param evaluator: evaluates π_old, in evaluation mode
     :param with_reference: whether to store π_old's distributions for the whole batch
     """
 
-    def __init__(self, buffer: RolloutBuffer, evaluator: CalledPolicy, with_reference: bool):
-        self._samples: Any = _in_storage_order(buffer)
-        self._size = buffer.buffer_size * buffer.n_envs
+    def __init__(self, samples: Any, evaluator: CalledPolicy, with_reference: bool):
+        self._samples = samples
+        self._size = len(samples.advantages)
         self.has_reference = with_reference
         self._reference = self._distributions(evaluator) if with_reference else None
 
-    def shift_and_scale_advantages(self, mean: float, scale: float) -> None:
-        """Replace every advantage Â by ``(Â − mean) / scale``."""
-        self._samples = self._samples._replace(advantages=(self._samples.advantages - mean) / scale)
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self._size
+
+    def standardize_advantages(self, epsilon: float) -> None:
+        """Shift and scale the advantages to mean 0 and population standard deviation 1.
+
+        :param epsilon: added to the standard deviation
+        """
+        advantages = self._samples.advantages
+        std = advantages.std(correction=0) + epsilon
+        self._samples = self._samples._replace(advantages=(advantages - advantages.mean()) / std)
 
     def minibatches(self, batch_size: int, with_reference: bool) -> Iterator[Sample]:
         """One epoch: every sample once, in a random order.
@@ -51,9 +60,9 @@ class StoredRollout:
         """
         order = th.as_tensor(np.random.permutation(self._size), device=self._samples.actions.device)
         for indices in order.split(self._rows_at_once(batch_size)):
-            selected = type(self._samples)(*(_select(field, indices) for field in self._samples))
+            selected = type(self._samples)(*(take_rows(field, indices) for field in self._samples))
             reference = self._reference.rows(indices) if with_reference and self._reference else None
-            parts = zip(*(_split(field, batch_size) for field in selected), strict=True)
+            parts = zip(*(split_rows(field, batch_size) for field in selected), strict=True)
             for number, part in enumerate(parts):
                 rows = slice(number * batch_size, (number + 1) * batch_size)
                 yield type(selected)(*part), None if reference is None else reference.rows(rows)
@@ -73,7 +82,7 @@ class StoredRollout:
     @th.no_grad()
     def _distributions(self, evaluator: CalledPolicy) -> ActionDistribution:
         rows = [slice(start, start + EVALUATION_ROWS) for start in range(0, self._size, EVALUATION_ROWS)]
-        return concatenate([evaluator.distribution(_select(self._samples.observations, part)) for part in rows])
+        return concatenate([evaluator.distribution(take_rows(self._samples.observations, part)) for part in rows])
 
 
 class CustomRollout:
@@ -93,9 +102,14 @@ class CustomRollout:
         self._old = evaluator_of(_frozen_copy(evaluator.policy), evaluator.exact_rounding) if with_reference else None
         self._advantage_mean, self._advantage_scale = 0.0, 1.0
 
-    def shift_and_scale_advantages(self, mean: float, scale: float) -> None:
-        """Replace every advantage Â by ``(Â − mean) / scale`` as it is read."""
-        self._advantage_mean, self._advantage_scale = mean, scale
+    def __len__(self) -> int:
+        """The number of samples."""
+        return self._buffer.buffer_size * self._buffer.n_envs
+
+    def standardize_advantages(self, epsilon: float) -> None:
+        """As :meth:`StoredRollout.standardize_advantages`, when they are read."""
+        advantages = self._buffer.advantages
+        self._advantage_mean, self._advantage_scale = float(advantages.mean()), float(advantages.std()) + epsilon
 
     def minibatches(self, batch_size: int, with_reference: bool) -> Iterator[Sample]:
         """One epoch of the buffer's ``get(batch_size)``.
@@ -132,8 +146,8 @@ def has_stock_reader(buffer: RolloutBuffer) -> bool:
     return (type(buffer).get, getattr(type(buffer), "_get_samples", None)) in stock
 
 
-def _in_storage_order(buffer: RolloutBuffer) -> Any:
-    """All samples of the buffer as one (Dict)RolloutBufferSamples of tensors.
+def samples_of(buffer: RolloutBuffer) -> Any:
+    """All samples of the buffer as one (Dict)RolloutBufferSamples of tensors, one environment after the other.
 
     ``get`` also lays the buffer out as a flat batch; its permutation is drawn and thrown away.
     """
@@ -158,7 +172,8 @@ def _frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     return copy.deepcopy(policy, {id(policy.action_dist): copy.copy(policy.action_dist), id(policy.optimizer): None})
 
 
-def _select(observations: PyTorchObs, rows: th.Tensor | slice) -> PyTorchObs:
+def take_rows(observations: PyTorchObs, rows: th.Tensor | slice) -> PyTorchObs:
+    """Some rows of a tensor, or of each tensor of a dict: a slice, or a ``(M,)`` tensor of integers."""
     if isinstance(observations, dict):
         return {key: _take(tensor, rows) for key, tensor in observations.items()}
     return _take(observations, rows)
@@ -168,7 +183,8 @@ def _take(tensor: th.Tensor, rows: th.Tensor | slice) -> th.Tensor:
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
-def _split(observations: PyTorchObs, batch_size: int) -> Sequence[PyTorchObs]:
+def split_rows(observations: PyTorchObs, batch_size: int) -> Sequence[PyTorchObs]:
+    """A tensor, or a dict of tensors, in parts of ``batch_size`` rows, the last of what is left."""
     if isinstance(observations, dict):
         columns = zip(*(tensor.split(batch_size) for tensor in observations.values()), strict=True)
         return [dict(zip(observations, column, strict=True)) for column in columns]
