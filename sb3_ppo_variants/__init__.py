@@ -42,20 +42,25 @@ _MODULE_OF = {
     "VanillaPGPaper": "vanilla_pg",
 }
 
-__all__ = ["ALGORITHMS", "__version__", *_MODULE_OF]
+_SUBMODULES = ("losses", "presets")
+
+__all__ = ["ALGORITHMS", "__version__", *_MODULE_OF, *_SUBMODULES]
 
 register_envs()
 
 
 def __getattr__(name: str) -> Any:
+    if name in _SUBMODULES:
+        return importlib.import_module(f"{__name__}.{name}")
     if name not in _MODULE_OF:
-        nearest = difflib.get_close_matches(name, _MODULE_OF, n=1)
+        offered = [*_MODULE_OF, *_SUBMODULES]
+        nearest = difflib.get_close_matches(name, offered, n=1)
         hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}; it offers {', '.join(_MODULE_OF)}")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}; it offers {', '.join(offered)}")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     globals()[name] = value
     return value
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])
+    return sorted({*globals(), *_MODULE_OF, *_SUBMODULES})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import os
-import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -176,32 +175,19 @@ COMMANDS = {
 
 def show_list() -> None:
     """Print the algorithms, tasks and configs; needs no extra."""
-    print("Algorithms (--algo), besides rl_zoo3's own")
-    print(_table([(name, class_name, _description(name)) for name, class_name in ALGORITHMS.items()]))
+    print("Algorithms (--algo), besides others of rl_zoo3's own")
+    print(_table([(name, source, _description(name)) for name, source in {**ALGORITHMS, **zoo.PEERS}.items()]))
     print("\nTasks (--env), besides every other task that gymnasium knows")
     print(_table([_task_row(spec) for spec in gym.registry.values() if _is_ours(spec)]))
     print("\nConfigs: algorithm and the tasks it has settings for")
-    print(_table([(name, ", ".join(configured_tasks(name))) for name in ALGORITHMS]))
-    print("  (default: any other task)")
+    print(_table([(name, ", ".join(zoo.configured_tasks(name))) for name in (*ALGORITHMS, *zoo.PEERS)]))
+    print("  (default: any other task; atari: any other Atari game; else rl_zoo3's own)")
     print(f"  in {zoo.data_folder('zoo_configs')}")
-
-
-def configured_tasks(algo: str) -> list[str]:
-    """The tasks that a shipped config has an entry for: its top-level keys, read without a YAML parser.
-
-    ``default`` among them stands for every other task.
-    """
-    return re.findall(r"^([\w./-]+):", _config_text(algo), re.MULTILINE)
-
-
-def _config_text(algo: str) -> str:
-    path = zoo.config_path(algo)
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
 def _description(algo: str) -> str:
     """The first line of the algorithm's config, a comment: reading the class would load torch."""
-    return _config_text(algo).partition("\n")[0].lstrip("# ")
+    return zoo.config_text(algo).partition("\n")[0].lstrip("# ")
 
 
 def _is_ours(spec: gym.envs.registration.EnvSpec) -> bool:

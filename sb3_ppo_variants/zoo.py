@@ -11,6 +11,7 @@ import difflib
 import importlib
 import importlib.util
 import inspect
+import re
 import runpy
 import shutil
 import sys
@@ -47,6 +48,8 @@ ZOO_KEYS = frozenset(
 )
 # What rl_zoo3 reads besides for the algorithms with action noise.
 NOISE_KEYS = frozenset({"noise_type", "noise_std"})
+# Algorithms of SB3 and sb3-contrib that the paper compares with: with our settings for the tasks of its Fig. 3.
+PEERS = {"a2c": "stable_baselines3.A2C", "trpo": "sb3_contrib.TRPO"}
 # Ours: how the environments are vectorised. `--vec-env` on the command line wins.
 VEC_ENV_KEY = "vec_env"
 VEC_ENVS = ("dummy", "subproc")
@@ -74,6 +77,20 @@ def data_folder(name: str) -> Path:
 def config_path(algo: str) -> Path:
     """The settings that ship for an algorithm, one entry per task."""
     return data_folder("zoo_configs") / f"{algo}.yml"
+
+
+def config_text(algo: str) -> str:
+    """The text of :func:`config_path`; empty where we ship none."""
+    path = config_path(algo)
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def configured_tasks(algo: str) -> list[str]:
+    """The tasks that a shipped config has an entry for: its top-level keys, read without a YAML parser.
+
+    ``default`` among them stands for every other task, ``atari`` for every Atari game.
+    """
+    return re.findall(r"^([\w./-]+):", config_text(algo), re.MULTILINE)
 
 
 def check_names(what: str, names: Iterable[object], allowed: Collection[str], *, list_allowed: bool = True) -> None:
@@ -208,7 +225,8 @@ class _OurExperiments(ExperimentManager):
     """What rl_zoo3's ``ExperimentManager`` lacks for our algorithms; :func:`register` mixes it in."""
 
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any):
-        if kwargs.get("config") is None and algo in ALGORITHMS:
+        env_id = rest[0] if rest else kwargs["env_id"]
+        if kwargs.get("config") is None and (algo in ALGORITHMS or env_id in configured_tasks(algo)):
             kwargs["config"] = str(config_path(algo))
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []

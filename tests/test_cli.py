@@ -87,7 +87,7 @@ def test_what_needs_the_extra_says_so_in_one_sentence(command: str, capsys: pyte
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_the_listed_tasks_of_a_config_are_its_keys(algo: str) -> None:
-    assert cli.configured_tasks(algo) == list(yaml.safe_load(zoo.config_path(algo).read_text()))
+    assert zoo.configured_tasks(algo) == list(yaml.safe_load(zoo.config_path(algo).read_text()))
 
 
 def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
