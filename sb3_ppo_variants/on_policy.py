@@ -10,6 +10,7 @@ import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from types import EllipsisType
 from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -135,7 +136,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     :param n_epochs: epochs K per update (Table 3: 10)
     :param gamma: discount γ (Table 3: 0.99)
     :param gae_lambda: λ of GAE, eqs. 10–12 (Table 3: 0.95)
-    :param clip_range: ε of eq. 7, or a schedule of it (Table 1's best: 0.2); None: nothing is clipped
+    :param clip_range: ε of eq. 7, or a schedule of it; None: nothing is clipped; left out: the variant's default
+        (Table 1's best: 0.2)
     :param clip_range_vf: how far V may move in an update, in units of the return; None (default): as far as it likes
     :param normalize_advantage: ``"batch"`` (default) standardises advantages over the whole batch, as the
         authors' code did (and with its population standard deviation); True over each minibatch, as SB3 does
@@ -183,13 +185,20 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     needs_kl: ClassVar[bool] = False
     """Set it to True in a variant whose ``objective`` reads ``batch.kl``."""
 
-    clip_range_is_optional: ClassVar[bool] = True
-    """Set it to False in a variant that cannot do without a ``clip_range``."""
+    default_clip_range: ClassVar[float | None] = 0.2
+    """The constructor's default for ``clip_range``."""
+
+    clipping: ClassVar[Literal["required", "optional", "never"]] = "optional"
+    """Whether a variant can do without a ``clip_range``, or with one. A zip is loaded with one in any case, as rl_zoo3
+    hands one to every model."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # help() and completion show all arguments, also those that a variant hands through.
-        cls.__signature__ = extend_signature(inspect.signature(cls.__base__), cls.__init__)  # type: ignore[attr-defined, arg-type]
+        signature = extend_signature(inspect.signature(cls.__base__), cls.__init__)  # type: ignore[arg-type]
+        parameters = dict(signature.parameters)
+        parameters["clip_range"] = parameters["clip_range"].replace(default=cls.default_clip_range)
+        cls.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
 
     def __init__(
         self,
@@ -201,7 +210,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         n_epochs: int = 10,
         gamma: float = 0.99,
         gae_lambda: float = 0.95,
-        clip_range: float | Schedule | None = 0.2,
+        clip_range: float | Schedule | EllipsisType | None = ...,
         clip_range_vf: float | Schedule | None = None,
         normalize_advantage: bool | Literal["batch"] = "batch",
         ent_coef: float | Schedule = 0.0,
@@ -228,6 +237,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         weight_init: Literal["orthogonal", "normc"] = "orthogonal",
         compile: bool = False,  # noqa: A002  # torch's own word for it
     ):
+        if clip_range is ...:
+            clip_range = self.default_clip_range
+        if self.clipping == "never" and clip_range is not None:
+            name = type(self).__name__
+            raise ValueError(f"clip_range must be None: {name} clips nothing (PPOClipPaper does); got {clip_range!r}")
         super().__init__(
             policy,
             env,
@@ -362,8 +376,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         require(
             "learning_rate", self.learning_rate, "a number >= 0 or a schedule", lambda value: value >= 0, schedule=True
         )
-        allowed = "a number >= 0, a schedule or None" if self.clip_range_is_optional else "a number >= 0 or a schedule"
-        optional = self.clip_range_is_optional
+        optional = self.clipping != "required"
+        allowed = "a number >= 0, a schedule or None" if optional else "a number >= 0 or a schedule"
         require("clip_range", self.clip_range, allowed, lambda value: value >= 0, schedule=True, optional=optional)
         allowed = "a number > 0, a schedule or None"
         require("clip_range_vf", self.clip_range_vf, allowed, lambda value: value > 0, schedule=True, optional=True)

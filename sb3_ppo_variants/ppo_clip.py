@@ -22,7 +22,7 @@ class PPOClipPaper(PaperOnPolicyAlgorithm):
     :raises ValueError: for an argument outside its range, named in the message
     """
 
-    clip_range_is_optional = False
+    clipping = "required"
 
     def __init__(self, *args: Any, surrogate: Literal["clip", "log_clip"] = "clip", **kwargs: Any):
         self.surrogate = surrogate

@@ -6,8 +6,7 @@ import math
 from typing import Any
 
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
+from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import FloatSchedule
 
 from sb3_ppo_variants import losses
@@ -20,34 +19,7 @@ class _KLPenaltyPaper(PaperOnPolicyAlgorithm):
     """What the two penalties share: the objective, and that nothing is clipped unless asked for."""
 
     needs_kl = True
-
-    def __init__(
-        self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
-        n_epochs: int = 10,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_range: float | Schedule | None = None,
-        *args: Any,
-        **kwargs: Any,
-    ):
-        super().__init__(
-            policy,
-            env,
-            learning_rate,
-            n_steps,
-            batch_size,
-            n_epochs,
-            gamma,
-            gae_lambda,
-            clip_range,
-            *args,
-            **kwargs,
-        )
+    default_clip_range = None
 
     def objective(self, batch: Minibatch) -> th.Tensor:
         """L^KLPEN of each sample (eq. 8), on top of L^CLIP where a ``clip_range`` is set (§4), shape ``(M,)``."""

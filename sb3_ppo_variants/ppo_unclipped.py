@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch as th
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, Schedule
 
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.on_policy import Minibatch, PaperOnPolicyAlgorithm
@@ -24,28 +20,8 @@ class PPOUnclippedPaper(PaperOnPolicyAlgorithm):
     :raises ValueError: for an argument outside its range, a ``clip_range`` among them; named in the message
     """
 
-    def __init__(
-        self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
-        n_epochs: int = 10,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_range: None = None,
-        *args: Any,
-        **kwargs: Any,
-    ):
-        # Here only, not where a zip is loaded: rl_zoo3 hands every model that it loads a clip_range.
-        if clip_range is not None:
-            raise ValueError(
-                f"clip_range must be None: PPOUnclippedPaper clips nothing (PPOClipPaper does); got {clip_range!r}"
-            )
-        super().__init__(
-            policy, env, learning_rate, n_steps, batch_size, n_epochs, gamma, gae_lambda, clip_range, *args, **kwargs
-        )
+    default_clip_range = None
+    clipping = "never"
 
     def objective(self, batch: Minibatch) -> th.Tensor:
         """L^CPI of each sample (eq. 6), shape ``(M,)``."""

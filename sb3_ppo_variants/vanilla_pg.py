@@ -6,8 +6,7 @@ from typing import Any, Literal
 
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
-from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutBufferSamples, Schedule
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutBufferSamples
 
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.arguments import require_choice
@@ -58,30 +57,19 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
     :raises ValueError: for an argument outside its range, named in the message
     """
 
+    default_clip_range = None
+    clipping = "never"
+
     def __init__(
         self,
-        policy: str | type[ActorCriticPolicy],
-        env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
-        n_steps: int = 2048,
-        batch_size: int = 64,
-        n_epochs: int = 10,
-        gamma: float = 0.99,
-        gae_lambda: float = 0.95,
-        clip_range: None = None,
         *args: Any,
         advantage_estimator: Literal["gae", "td", "baseline", "reinforce"] = "gae",
         **kwargs: Any,
     ):
-        # Here only, not where a zip is loaded: rl_zoo3 hands every model that it loads a clip_range.
-        if clip_range is not None:
-            raise ValueError(f"clip_range must be None: VanillaPGPaper has no ratio to clip; got {clip_range!r}")
         self.advantage_estimator = advantage_estimator
         self.unfinished: list[Steps | None] = []
         """what waits of each environment's running episode (``"baseline"`` and ``"reinforce"``)"""
-        super().__init__(
-            policy, env, learning_rate, n_steps, batch_size, n_epochs, gamma, gae_lambda, clip_range, *args, **kwargs
-        )
+        super().__init__(*args, **kwargs)
 
     def _check_arguments(self) -> None:
         super()._check_arguments()
