@@ -1,7 +1,8 @@
 """A policy's action distributions as plain tensors and closed forms, without the objects of torch.distributions.
 
-Each gives the numbers that SB3's distribution of the same name gives, gradients included, bit for bit; and each
-can be stored, selected by row and compared by its exact KL, which SB3's cannot.
+Each gives the numbers that SB3's distribution of the same name gives, gradients included, bit for bit (but for
+``sample(exact_rounding=False)``, which differs by rounding); and each can be stored, selected by row and compared by
+its exact KL, which SB3's cannot.
 
 Shapes: ``B`` states, ``A`` action dimensions, ``n`` categories.
 """
@@ -21,6 +22,7 @@ from stable_baselines3.common.distributions import (
     MultiCategoricalDistribution,
     StateDependentNoiseDistribution,
 )
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from sb3_ppo_variants import losses
@@ -149,7 +151,7 @@ class Bernoulli(NamedTuple):
 
 ActionDistribution = Gaussian | Categorical | Bernoulli
 
-_FAMILIES: dict[type[Distribution], type[Any]] = {
+FAMILIES: dict[type[Distribution], type[Any]] = {
     DiagGaussianDistribution: Gaussian,
     StateDependentNoiseDistribution: Gaussian,
     CategoricalDistribution: Categorical,
@@ -160,7 +162,7 @@ _FAMILIES: dict[type[Distribution], type[Any]] = {
 
 def has_exact_kl(distribution: Distribution) -> bool:
     """Whether ``distribution`` is one of SB3's five, whose exact KL is known."""
-    return isinstance(distribution, tuple(_FAMILIES))
+    return isinstance(distribution, tuple(FAMILIES))
 
 
 def from_sb3(distribution: Distribution) -> ActionDistribution:
@@ -170,10 +172,10 @@ def from_sb3(distribution: Distribution) -> ActionDistribution:
     """
     if not has_exact_kl(distribution):
         raise TypeError(
-            f"the exact KL is known for the distributions {', '.join(base.__name__ for base in _FAMILIES)}; "
+            f"the exact KL is known for the distributions {', '.join(base.__name__ for base in FAMILIES)}; "
             f"the policy's is a {type(distribution).__name__}"
         )
-    family = next(family for base, family in _FAMILIES.items() if isinstance(distribution, base))
+    family = next(family for base, family in FAMILIES.items() if isinstance(distribution, base))
     inner: Any = distribution.distribution  # torch distributions, which SB3 annotates as its own
     if family is Gaussian:
         return Gaussian(inner.mean, inner.stddev)
@@ -228,6 +230,7 @@ class _GaussianTerms(th.autograd.Function):
         return (exponent - log_std).sub_(_LOG_SQRT_TWO_PI).sum(dim=1), entropy
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *gradients: Any) -> tuple[th.Tensor | None, th.Tensor | None, None]:
         distance, exponent, std, variance = ctx.saved_tensors
         of_log_prob, of_entropy = (None if gradient is None else gradient.unsqueeze(1) for gradient in gradients)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,11 +38,17 @@ def steps_of_each(samples: Any, rewards: np.ndarray, ends: np.ndarray) -> list[S
 
 
 def join(first: Steps | None, second: Steps) -> Steps:
-    """The steps of ``first`` and then those of ``second``."""
+    """The steps of ``first`` and then those of ``second``, on the device of ``second``."""
     if first is None:
         return second
+    earlier = _each_tensor(first.samples, lambda tensor: tensor.to(second.samples.advantages.device))
     rewards = np.concatenate([first.rewards, second.rewards])
-    return Steps(concatenate_samples([first.samples, second.samples]), rewards, np.append(first.ends, second.ends))
+    return Steps(concatenate_samples([earlier, second.samples]), rewards, np.append(first.ends, second.ends))
+
+
+def to_keep(steps: Steps) -> Steps:
+    """A copy in memory of its own, on the CPU: a part of a rollout would keep, and save, the whole of it."""
+    return steps._replace(samples=_each_tensor(steps.samples, lambda tensor: tensor.to("cpu", copy=True)))
 
 
 def cut_after_last_end(steps: Steps) -> tuple[Steps, Steps]:
@@ -75,6 +82,15 @@ def concatenate_samples(parts: list[Any]) -> Any:
         return th.cat(column)
 
     return type(parts[0])(*(concatenate(column) for column in zip(*parts, strict=True)))
+
+
+def _each_tensor(samples: Any, function: Callable[[th.Tensor], th.Tensor]) -> Any:
+    def apply(field: Any) -> Any:
+        if isinstance(field, dict):
+            return {key: function(tensor) for key, tensor in field.items()}
+        return function(field)
+
+    return type(samples)(*(apply(field) for field in samples))
 
 
 def _part(steps: Steps, rows: slice) -> Steps:

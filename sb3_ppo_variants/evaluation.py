@@ -10,13 +10,12 @@ Shapes: ``M`` samples, ``A`` action dimensions.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import (
-    BernoulliDistribution,
     CategoricalDistribution,
     DiagGaussianDistribution,
     MultiCategoricalDistribution,
@@ -27,15 +26,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
 
-from sb3_ppo_variants.distributions import ActionDistribution, Bernoulli, Categorical, Gaussian, from_sb3
+from sb3_ppo_variants.distributions import FAMILIES, ActionDistribution, Bernoulli, Categorical, Gaussian, from_sb3
 
-_STOCK_DISTRIBUTIONS = (
-    DiagGaussianDistribution,
-    StateDependentNoiseDistribution,
-    CategoricalDistribution,
-    MultiCategoricalDistribution,
-    BernoulliDistribution,
-)
 # What the closed forms stand for: a policy that overrides any of these is called.
 _STOCK_METHODS = (
     "evaluate_actions",
@@ -255,7 +247,6 @@ class Perceptron:
         layers: list[Any] = list(modules[::2])
         self._weights: list[th.Tensor] = [layer.weight for layer in layers]
         self._biases: list[th.Tensor] = [layer.bias for layer in layers]
-        self._transposed = [weight.detach().t() for weight in self._weights]
         self._is_tanh = [isinstance(module, nn.Tanh) for module in modules[1::2]]
         self._exact_rounding = exact_rounding
         self._minus_one = self._weights[0].new_tensor(-1.0)
@@ -267,13 +258,12 @@ class Perceptron:
         :param reuse: lay the hidden layers out in memory that the next such call with as many rows uses again
         """
         inputs = [x]
-        # A compiled function outlives the update, and with it the weights' memory may have moved.
-        weights = [weight.t() for weight in self._weights] if th.compiler.is_compiling() else self._transposed
         for depth, is_tanh in enumerate(self._is_tanh):
-            out = self._reused(depth, x, weights[depth].shape[1]) if reuse else None
-            x = self._activate(is_tanh, th.addmm(self._biases[depth], x, weights[depth], out=out))
+            weight, bias = self._weights[depth], self._biases[depth]
+            out = self._reused(depth, x, len(bias)) if reuse else None
+            x = self._activate(is_tanh, th.addmm(bias, x, weight.t(), out=out))
             inputs.append(x)
-        return th.addmm(self._biases[-1], x, weights[-1]), inputs
+        return th.addmm(self._biases[-1], x, self._weights[-1].t()), inputs
 
     def gradients(self, inputs: list[th.Tensor], gradient: th.Tensor, reuse: bool = False) -> list[th.Tensor]:
         """The gradients of each layer's weight and bias, the last layer first.
@@ -339,7 +329,7 @@ def evaluator_of(policy: ActorCriticPolicy, exact_rounding: bool) -> CalledPolic
 def _is_stock(policy: ActorCriticPolicy) -> bool:
     return (
         all(_method(policy, name) is getattr(ActorCriticPolicy, name) for name in _STOCK_METHODS)
-        and type(policy.action_dist) in _STOCK_DISTRIBUTIONS
+        and type(policy.action_dist) in FAMILIES
         and not _has_hooks(policy)
     )
 
@@ -371,9 +361,12 @@ def _is_tower(modules: Sequence[nn.Module]) -> bool:
 
 
 def _is_learned(parameter: Any) -> bool:
-    return parameter is not None and parameter.requires_grad and parameter.dtype is th.float32
+    if parameter is None or not parameter.requires_grad or parameter.dtype is not th.float32:
+        return False
+    return not parameter._backward_hooks and not parameter._post_accumulate_grad_hooks
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    hooks: Iterable[Any] = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks)
-    return any(hooks) or bool(module._backward_pre_hooks)
+    """Whether a call of the module does more than its class says."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(hooks) or "forward" in vars(module)

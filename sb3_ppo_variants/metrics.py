@@ -14,10 +14,14 @@ class MeanMetrics:
         self._sums: dict[tuple[str, ...], th.Tensor] = {}
         self._counts: dict[tuple[str, ...], int] = {}
 
-    def add(self, values: Mapping[str, th.Tensor]) -> None:
+    def add(self, values: Mapping[str, th.Tensor | float]) -> None:
         """Count one more observation of each of ``values``, scalars by name."""
         names = tuple(values)
-        stacked = th.stack([value.detach() for value in values.values()])
+        scalars = [value.detach() for value in values.values() if isinstance(value, th.Tensor)]
+        if len(scalars) < len(values):  # plain numbers among them
+            device = scalars[0].device if scalars else None
+            scalars = [th.as_tensor(value, dtype=th.float32, device=device).detach() for value in values.values()]
+        stacked = th.stack(scalars)
         if names in self._sums:
             self._sums[names].add_(stacked)
             self._counts[names] += 1

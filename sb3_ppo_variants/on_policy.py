@@ -38,7 +38,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.arguments import extend_signature, require, require_bounds, require_choice
-from sb3_ppo_variants.compilation import CompiledLoss, Terms, compiler_problem, warn_uncompiled
+from sb3_ppo_variants.compilation import CompilationError, CompiledLoss, Terms, compiler_problem, warn_uncompiled
 from sb3_ppo_variants.controllers import adapt_stepsize
 from sb3_ppo_variants.distributions import ActionDistribution, from_sb3, has_exact_kl
 from sb3_ppo_variants.evaluation import CalledPolicy, Evaluation, StockPolicy, evaluator_of
@@ -165,7 +165,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         whose value the paper does not give; footnote 3's code): after each update it is divided by 1.5 above twice
         the target, multiplied by 1.5 below half of it. The live ``stepsize_factor`` multiplies ``learning_rate``,
         schedule or not, and is saved with the model. None (default): no adaptation
-    :param stepsize_bounds: the smallest and the largest stepsize that the adaptation sets
+    :param stepsize_bounds: the smallest and the largest stepsize that the adaptation leads to
     :param log_std_schedule: the log standard deviation of Gaussian actions, or a schedule of it over the remaining
         progress 1 → 0 (Table 4: ``LinearSchedule(-0.7, -1.6, 1.0)``), set before each rollout and not learned. None
         (default): learned, as §6.1
@@ -195,9 +195,11 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         # help() and completion show all arguments, also those that a variant hands through.
-        signature = extend_signature(inspect.signature(cls.__base__), cls.__init__)  # type: ignore[arg-type]
+        parent = next(base for base in cls.__mro__[1:] if issubclass(base, PaperOnPolicyAlgorithm))
+        signature = extend_signature(inspect.signature(parent), cls.__init__)
         parameters = dict(signature.parameters)
-        parameters["clip_range"] = parameters["clip_range"].replace(default=cls.default_clip_range)
+        if "clip_range" in parameters:
+            parameters["clip_range"] = parameters["clip_range"].replace(default=cls.default_clip_range)
         cls.__signature__ = signature.replace(parameters=list(parameters.values()))  # type: ignore[attr-defined]
 
     def __init__(
@@ -281,6 +283,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         self.compile = compile
         self.n_iterations = 0
         self._compiled: CompiledLoss | None = None
+        self._cannot_compile = False
         if _init_setup_model:
             self._setup_model()
             self._check_rollout_size()
@@ -289,7 +292,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     # ---------------------------------------------------------------- hooks
 
     def objective(self, batch: Minibatch) -> th.Tensor:
-        """The surrogate objective that the policy maximises.
+        """The surrogate objective that the policy maximises, computed from the minibatch's tensors.
 
         :param batch: a minibatch of ``M`` samples
         :return: the objective of each sample, shape ``(M,)``
@@ -299,8 +302,9 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     def coefficients(self) -> dict[str, float]:
         """Numbers that the objective reads and that change between updates, by name.
 
-        Evaluated before each update, logged as ``train/<name>``, and found in ``batch.coefficients``. Any other
-        attribute that the objective reads is compiled in under ``compile=True``.
+        Evaluated before each update, logged as ``train/<name>``, and found in ``batch.coefficients``. Under
+        ``compile=True``, each new value of any other attribute that the objective reads compiles it anew; after eight
+        values updates go on uncompiled, with a warning.
         """
         return {}
 
@@ -361,7 +365,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         return self.needs_kl or self.stepsize_kl_target is not None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled"]
+        return [*super()._excluded_save_params(), "_compiled", "_cannot_compile"]
 
     def _check_arguments(self) -> None:
         """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""
@@ -441,6 +445,29 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         with th.no_grad():
             self.policy.log_std.fill_(value)
 
+    def _act(self, evaluator: CalledPolicy, observations: PyTorchObs) -> tuple[np.ndarray, th.Tensor, th.Tensor]:
+        """Sample actions, with V(s) and log π(a|s).
+
+        :raises FloatingPointError: for observations or weights that are not finite, so that no action could be drawn
+        """
+        try:
+            with th.no_grad():
+                actions, values, log_probs = evaluator.act(observations)
+            sampled = actions.cpu().numpy()
+            if sampled.dtype.kind == "f" and np.isnan(sampled).any():
+                raise ValueError("the policy gave an action that is NaN")
+        except (RuntimeError, ValueError) as error:
+            parts = observations.values() if isinstance(observations, dict) else [observations]
+            if not all(bool(part.isfinite().all()) for part in parts):
+                raise FloatingPointError(f"an observation is not finite at {self._position()}") from error
+            if not self._has_finite_weights():
+                raise self._divergence("a weight of the policy is not finite") from error
+            raise
+        return sampled, values, log_probs
+
+    def _has_finite_weights(self) -> bool:
+        return all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters())
+
     def _sample_noise(self, n_envs: int, step: int) -> None:
         """Draw a new gSDE noise matrix where one is due before ``step`` of the rollout."""
         if self.use_sde and self.sde_sample_freq > 0 and step % self.sde_sample_freq == 0:
@@ -490,19 +517,19 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         assert self._last_obs is not None, "collect_rollouts needs the observation that learn() sets up"
         self.policy.set_training_mode(False)
         self._set_log_std(1.0 - self.num_timesteps / max(1, self._total_timesteps))
-        evaluator = self._evaluator()
         n_steps = 0
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
+        evaluator = self._evaluator()
 
         while n_steps < n_rollout_steps:
             self._sample_noise(env.num_envs, n_steps)
-            with th.no_grad():
-                obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
-                sampled_actions, values, log_probs = evaluator.act(obs_tensor)
-            actions = sampled_actions.cpu().numpy()
+            if evaluator.policy is not self.policy:  # replaced by a callback
+                evaluator = self._evaluator()
+            obs_tensor = obs_as_tensor(self._last_obs, self.device)  # type: ignore[arg-type]
+            actions, values, log_probs = self._act(evaluator, obs_tensor)
             clipped_actions = self._to_environment(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -549,8 +576,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         rollout = self._read_rollout(evaluator)
         if rollout is None:
             return
-        if self.normalize_advantage == "batch":
-            rollout.standardize_advantages(ADVANTAGE_EPSILON)
+        self._standardize(rollout)
         self.policy.set_training_mode(True)
         self._update_learning_rate(self.policy.optimizer)
         constants = self._update_constants()
@@ -562,9 +588,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             kl = rollout.mean_kl(evaluator) if rollout.has_reference else math.nan
         means = metrics.means()
         self._check_for_divergence(means, kl)
-        self._log_update(means, kl, constants)
+        self._log_update(means, kl, constants, rollout)
         self._adapt_stepsize(kl)
         self.after_update(kl)
+
+    def _standardize(self, rollout: Rollout) -> None:
+        """Standardise the advantages of the whole batch, where that is asked for."""
+        if self.normalize_advantage == "batch":
+            rollout.standardize_advantages(ADVANTAGE_EPSILON)
 
     def _read_rollout(self, evaluator: CalledPolicy) -> Rollout | None:
         """What to learn from in this update: the rollout; None where there is nothing yet.
@@ -579,7 +610,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     def _update_constants(self) -> UpdateConstants:
         """The coefficients of this update, from their schedules."""
         return UpdateConstants(
-            clip_range=self._current_value("clip_range", self.clip_range),
+            clip_range=None if self.clipping == "never" else self._current_value("clip_range", self.clip_range),
             clip_range_vf=self._current_value("clip_range_vf", self.clip_range_vf),
             ent_coef=self._current_value("ent_coef", self.ent_coef, smallest=-math.inf),
             vf_coef=self._current_value("vf_coef", self.vf_coef, smallest=-math.inf),
@@ -590,28 +621,44 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         self, evaluator: CalledPolicy, rollout: Rollout, constants: UpdateConstants, metrics: MeanMetrics
     ) -> None:
         compiled = self._compiled_loss(evaluator)
-        if compiled is not None:
-            constants = constants.as_tensors(self.device)
         steps = steps_of(self.policy.optimizer)
-        for epoch in range(self.n_epochs):
-            finished = True
-            for samples, old_distribution in rollout.minibatches(self.batch_size, with_reference=self.needs_kl):
-                steps.zero_grad()
-                samples = self._prepare(samples)
-                if compiled is None:
-                    terms = self._differentiate(evaluator, samples, old_distribution, constants)
-                else:
-                    terms = compiled.differentiate(samples, old_distribution, constants)
-                metrics.add(terms)
-                finished = self._step(steps, terms["approx_kl"])
+        try:
+            for epoch in range(self.n_epochs):
+                finished = self._run_epoch(evaluator, compiled, rollout, constants, steps, metrics)
+                self._n_updates += 1
                 if not finished:
+                    if self.verbose >= 1:
+                        print(f"Stopped the update in epoch {epoch}: approx_kl exceeds 1.5 * target_kl")
                     break
-            self._n_updates += 1
-            if not finished:
-                if self.verbose >= 1:
-                    print(f"Stopped the update in epoch {epoch}: approx_kl exceeds 1.5 * target_kl")
-                break
-        steps.finish()
+        finally:
+            steps.finish()
+
+    def _run_epoch(
+        self,
+        evaluator: CalledPolicy,
+        compiled: CompiledLoss | None,
+        rollout: Rollout,
+        constants: UpdateConstants,
+        steps: OptimizerSteps,
+        metrics: MeanMetrics,
+    ) -> bool:
+        """One pass through the rollout; False if ``target_kl`` ended it."""
+        tensors = None if compiled is None else constants.as_tensors(self.device)
+        for samples, old_distribution in rollout.minibatches(self.batch_size, with_reference=self.needs_kl):
+            steps.zero_grad()
+            samples = self._prepare(samples)
+            terms = None
+            if compiled is not None and not self._cannot_compile:
+                try:
+                    terms = compiled.differentiate(samples, old_distribution, tensors)
+                except CompilationError as error:
+                    self._give_up_compiling(str(error))
+            if terms is None:
+                terms = self._differentiate(evaluator, samples, old_distribution, constants)
+            metrics.add(terms)
+            if not self._step(steps, terms["approx_kl"]):
+                return False
+        return True
 
     def _evaluator(self) -> CalledPolicy:
         """The way to evaluate the policy; with SB3's very rounding where Adam is as SB3's, not fused."""
@@ -619,21 +666,22 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _compiled_loss(self, evaluator: CalledPolicy) -> CompiledLoss | None:
         """The compiled loss, kept from update to update; None where there is none to use."""
-        if not self.compile:
+        if not self.compile or self._cannot_compile:
             return None
-        if self._compiled is not None and self._compiled.evaluator.policy is evaluator.policy:
+        if self._compiled is not None and self._compiled.serves(evaluator):
             return self._compiled
-        problem = None
         if not isinstance(evaluator, StockPolicy) or self.use_sde:
-            problem = "it covers SB3's own policies without gSDE, and this policy's methods or distribution are others"
-        problem = problem or compiler_problem()
-        if problem is not None:
-            warn_uncompiled(problem)
-            self.compile = False
+            self._give_up_compiling("it covers SB3's own policies without gSDE, which this policy is not")
             return None
-        assert isinstance(evaluator, StockPolicy)
+        if (problem := compiler_problem()) is not None:
+            self._give_up_compiling(problem)
+            return None
         self._compiled = CompiledLoss(evaluator, self._loss_terms)
         return self._compiled
+
+    def _give_up_compiling(self, reason: str) -> None:
+        warn_uncompiled(reason)
+        self._cannot_compile = True
 
     def _current_value(self, name: str, schedule: Any, smallest: float = 0.0) -> Any:
         """A coefficient's value in this update: a number, or what its schedule gives; None for None.
@@ -648,10 +696,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             raise ValueError(f"{name} must be {allowed} throughout; its schedule gave {value} at {self._position()}")
         return value
 
+    def _with_flat_actions(self, samples: RolloutBufferSamples) -> RolloutBufferSamples:
+        if not isinstance(self.action_space, spaces.Discrete):
+            return samples
+        return samples._replace(actions=samples.actions.long().flatten())
+
     def _prepare(self, samples: RolloutBufferSamples) -> RolloutBufferSamples:
         """A minibatch's samples as the loss takes them."""
-        if isinstance(self.action_space, spaces.Discrete):
-            samples = samples._replace(actions=samples.actions.long().flatten())
+        samples = self._with_flat_actions(samples)
         # A last, truncated minibatch of one sample has no deviation; SB3 leaves it as it is.
         if self.normalize_advantage is True and len(samples.advantages) > 1:
             advantages = samples.advantages
@@ -751,16 +803,19 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             update_learning_rate(optimizer, stepsize)
 
     def _stepsize(self) -> float:
-        return self.lr_schedule(self._current_progress_remaining) * self.stepsize_factor
+        scheduled = self.lr_schedule(self._current_progress_remaining)
+        if self.stepsize_kl_target is None:
+            return scheduled
+        smallest, largest = self.stepsize_bounds  # which a schedule may leave, but no factor
+        return min(max(scheduled * self.stepsize_factor, min(smallest, scheduled)), max(largest, scheduled))
 
     def _adapt_stepsize(self, kl: float) -> None:
         """Set the ``stepsize_factor`` of the next update from this one's KL (Table 4, footnote 3)."""
-        stepsize = self._stepsize()
-        if self.stepsize_kl_target is None or stepsize == 0:
+        scheduled = self.lr_schedule(self._current_progress_remaining)
+        if self.stepsize_kl_target is None or scheduled == 0:
             return
-        adapted = adapt_stepsize(stepsize, kl, self.stepsize_kl_target, self.stepsize_bounds)
-        if adapted != stepsize:
-            self.stepsize_factor *= adapted / stepsize
+        adapted = adapt_stepsize(self._stepsize(), kl, self.stepsize_kl_target, self.stepsize_bounds)
+        self.stepsize_factor = adapted / scheduled
 
     def _check_for_divergence(self, means: Mapping[str, float], kl: float) -> None:
         """Raise a FloatingPointError if the update left the finite numbers."""
@@ -768,7 +823,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             raise self._divergence(f"the loss is {means['loss']}")
         if self._steers_by_kl and not math.isfinite(kl):
             raise self._divergence(f"KL[π_old, π_new] is {kl}")
-        if not all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters()):
+        if not self._has_finite_weights():
             raise self._divergence("a weight of the policy is not finite")
 
     def _position(self) -> str:
@@ -791,25 +846,28 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             f"smaller learning_rate or fewer n_epochs"
         )
 
-    def _log_update(self, means: dict[str, float], kl: float, constants: UpdateConstants) -> None:
+    def _log_update(self, means: dict[str, float], kl: float, constants: UpdateConstants, rollout: Rollout) -> None:
         """Log the update under SB3's names: means over all its minibatches, and the exact KL after it."""
         for name, value in means.items():
             self.logger.record(f"train/{name}", value)
         if not math.isnan(kl):
             self.logger.record("train/kl", kl)
-        buffer = self.rollout_buffer
-        explained = explained_variance(buffer.values.flatten(), buffer.returns.flatten())
-        self.logger.record("train/explained_variance", explained)
+        if "value_loss" in means:
+            self.logger.record("train/explained_variance", explained_variance(*rollout.values_and_returns()))
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        in_force: dict[str, Any] = {"clip_range": constants.clip_range, "clip_range_vf": constants.clip_range_vf}
+        for name, coefficient in self._in_force(constants).items():
+            self.logger.record(f"train/{name}", coefficient)
+
+    def _in_force(self, constants: UpdateConstants) -> dict[str, Coefficient]:
+        """The coefficients of an update that are logged: limits where there are any, weights where they change."""
+        values: dict[str, Any] = {"clip_range": constants.clip_range, "clip_range_vf": constants.clip_range_vf}
         for name in ("ent_coef", "vf_coef"):
             if callable(getattr(self, name)):
-                in_force[name] = getattr(constants, name)
-        for name, value in {**in_force, **constants.coefficients}.items():
-            if value is not None:
-                self.logger.record(f"train/{name}", value)
+                values[name] = getattr(constants, name)
+        values.update(constants.coefficients)
+        return {name: value for name, value in values.items() if value is not None}
 
     def learn(
         self: SelfAlgorithm,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch as th
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 
 def prefer_fused(optimizer: th.optim.Optimizer) -> None:
@@ -71,6 +72,7 @@ class FusedAdamSteps(OptimizerSteps):
         self._counts = [state["step"] for state in states]
         self._count = self._counts[0].clone()  # one for all, until finish()
         self._shared_counts = [self._count] * len(states)
+        self._is_plain = False
         self._settings = {
             "lr": group["lr"],
             "beta1": group["betas"][0],
@@ -88,7 +90,12 @@ class FusedAdamSteps(OptimizerSteps):
             return False
         group = optimizer.param_groups[0]
         special = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
-        hooks: Any = (optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks)
+        hooks: Any = (
+            optimizer._optimizer_step_pre_hooks,
+            optimizer._optimizer_step_post_hooks,
+            _global_optimizer_pre_hooks,
+            _global_optimizer_post_hooks,
+        )
         if not group["fused"] or any(group.get(name) for name in special) or any(hooks):
             return False
         states = [optimizer.state.get(parameter) for parameter in group["params"] if parameter.requires_grad]
@@ -97,16 +104,26 @@ class FusedAdamSteps(OptimizerSteps):
 
     def zero_grad(self) -> None:
         """As the base class's."""
+        if self._is_plain:
+            super().zero_grad()
         for parameter in self._parameters:
             parameter.grad = None
 
     @th.no_grad()
     def step(self) -> None:
         """As the base class's."""
+        gradients = [parameter.grad for parameter in self._parameters]
+        # A parameter that has learned and does no longer (frozen, or its term switched off) is left out by the
+        # optimiser's own step, and from then on has a count of its own.
+        if self._is_plain or any(gradient is None for gradient in gradients):
+            self.finish()
+            self._is_plain = True
+            super().step()
+            return
         self._count.add_(1)
         th._fused_adam_(
             self._parameters,
-            [parameter.grad for parameter in self._parameters],
+            gradients,
             self._first_moments,
             self._second_moments,
             [],
@@ -116,8 +133,9 @@ class FusedAdamSteps(OptimizerSteps):
 
     def finish(self) -> None:
         """As the base class's: writes the number of steps back into the optimiser's state."""
-        for count in self._counts:
-            count.copy_(self._count)
+        if not self._is_plain:
+            for count in self._counts:
+                count.copy_(self._count)
 
 
 def steps_of(optimizer: th.optim.Optimizer) -> OptimizerSteps:

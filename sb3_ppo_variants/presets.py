@@ -89,8 +89,8 @@ def _annealed(start: float, source: str) -> Sourced:
     return LinearSchedule(start, 0.0, 1.0), source
 
 
-# The authors' code. The paper came out in July 2017; that month's revision held stepsize and ε constant and clipped
-# the value function. This one, of 27 August, is the first that has all of what is cited here.
+# The authors' code. The paper came out in July 2017; that month's revision held stepsize and ε constant on MuJoCo and
+# clipped the value function. This one, of 27 August, is the first that has all of what is cited here.
 _PPO1 = "openai/baselines ppo1 (d9f194f)"
 _A2C = "openai/baselines a2c; the paper gives no value"
 _TRPO = "openai/baselines trpo_mpi; the paper gives no value"

@@ -53,6 +53,19 @@ class StoredRollout:
         std = advantages.std(correction=0) + epsilon
         self._samples = self._samples._replace(advantages=(advantages - advantages.mean()) / std)
 
+    def scale_advantages(self, epsilon: float) -> None:
+        """Scale the advantages to root mean square 1; unlike a shift, that adds no baseline.
+
+        :param epsilon: added to the root mean square
+        """
+        advantages = self._samples.advantages
+        scale = advantages.square().mean().sqrt() + epsilon
+        self._samples = self._samples._replace(advantages=advantages / scale)
+
+    def values_and_returns(self) -> tuple[np.ndarray, np.ndarray]:
+        """V_old(s) and V_targ of all samples, each ``(size,)``."""
+        return self._samples.old_values.cpu().numpy(), self._samples.returns.cpu().numpy()
+
     def minibatches(self, batch_size: int, with_reference: bool) -> Iterator[Sample]:
         """One epoch: every sample once, in a random order.
 
@@ -61,7 +74,7 @@ class StoredRollout:
         order = th.as_tensor(np.random.permutation(self._size), device=self._samples.actions.device)
         for indices in order.split(self._rows_at_once(batch_size)):
             selected = type(self._samples)(*(take_rows(field, indices) for field in self._samples))
-            reference = self._reference.rows(indices) if with_reference and self._reference else None
+            reference = self._reference.rows(indices) if with_reference and self._reference is not None else None
             parts = zip(*(split_rows(field, batch_size) for field in selected), strict=True)
             for number, part in enumerate(parts):
                 rows = slice(number * batch_size, (number + 1) * batch_size)
@@ -110,6 +123,10 @@ class CustomRollout:
         """As :meth:`StoredRollout.standardize_advantages`, when they are read."""
         advantages = self._buffer.advantages
         self._advantage_mean, self._advantage_scale = float(advantages.mean()), float(advantages.std()) + epsilon
+
+    def values_and_returns(self) -> tuple[np.ndarray, np.ndarray]:
+        """As :meth:`StoredRollout.values_and_returns`."""
+        return self._buffer.values.flatten(), self._buffer.returns.flatten()
 
     def minibatches(self, batch_size: int, with_reference: bool) -> Iterator[Sample]:
         """One epoch of the buffer's ``get(batch_size)``.
@@ -172,20 +189,20 @@ def _frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     return copy.deepcopy(policy, {id(policy.action_dist): copy.copy(policy.action_dist), id(policy.optimizer): None})
 
 
-def take_rows(observations: PyTorchObs, rows: th.Tensor | slice) -> PyTorchObs:
+def take_rows(field: PyTorchObs, rows: th.Tensor | slice) -> PyTorchObs:
     """Some rows of a tensor, or of each tensor of a dict: a slice, or a ``(M,)`` tensor of integers."""
-    if isinstance(observations, dict):
-        return {key: _take(tensor, rows) for key, tensor in observations.items()}
-    return _take(observations, rows)
+    if isinstance(field, dict):
+        return {key: _take(tensor, rows) for key, tensor in field.items()}
+    return _take(field, rows)
 
 
 def _take(tensor: th.Tensor, rows: th.Tensor | slice) -> th.Tensor:
     return tensor[rows] if isinstance(rows, slice) else tensor.index_select(0, rows)
 
 
-def split_rows(observations: PyTorchObs, batch_size: int) -> Sequence[PyTorchObs]:
+def split_rows(field: PyTorchObs, batch_size: int) -> Sequence[PyTorchObs]:
     """A tensor, or a dict of tensors, in parts of ``batch_size`` rows, the last of what is left."""
-    if isinstance(observations, dict):
-        columns = zip(*(tensor.split(batch_size) for tensor in observations.values()), strict=True)
-        return [dict(zip(observations, column, strict=True)) for column in columns]
-    return observations.split(batch_size)
+    if isinstance(field, dict):
+        columns = zip(*(tensor.split(batch_size) for tensor in field.values()), strict=True)
+        return [dict(zip(field, column, strict=True)) for column in columns]
+    return field.split(batch_size)

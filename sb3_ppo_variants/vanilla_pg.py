@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
+import numpy as np
 import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.type_aliases import MaybeCallback, RolloutBufferSamples
@@ -17,14 +19,17 @@ from sb3_ppo_variants.episodes import (
     discounted_returns,
     join,
     steps_of_each,
+    to_keep,
 )
 from sb3_ppo_variants.evaluation import CalledPolicy
 from sb3_ppo_variants.metrics import MeanMetrics
-from sb3_ppo_variants.on_policy import Minibatch, PaperOnPolicyAlgorithm, UpdateConstants
+from sb3_ppo_variants.on_policy import ADVANTAGE_EPSILON, Minibatch, PaperOnPolicyAlgorithm, UpdateConstants
 from sb3_ppo_variants.optimizer import OptimizerSteps
 from sb3_ppo_variants.rollout_data import EVALUATION_ROWS, Rollout, StoredRollout, has_stock_reader, samples_of
 
 ESTIMATORS = ("gae", "td", "baseline", "reinforce")
+# Rollouts for which an episode may go on before its waiting steps are worth a warning.
+ENDLESS_ROLLOUTS = 10
 # Those that need the return of the whole episode.
 MONTE_CARLO = ("baseline", "reinforce")
 
@@ -44,6 +49,9 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
     :param gae_lambda: λ of the estimator ``"gae"``; the others have none
     :param clip_range: None; the objective has no ratio to clip
     :param target_kl: None; a single step leaves nothing to stop early
+    :param normalize_advantage: over the whole batch, for both ``"batch"`` and True; ``"reinforce"`` divides by the root
+        mean square without subtracting the mean, which would be a baseline
+    :param compile: False; there is no compiled update
     :param advantage_estimator: Â of eq. 2, in the order in which the code lab builds them up:
 
         - ``"reinforce"``: the Monte-Carlo return of the episode's rest, without a baseline and without a value
@@ -53,7 +61,8 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
         - ``"gae"`` (default): eqs. 11–12
 
         The first two use complete episodes only: the steps of an episode that the rollout cut wait for its end in a
-        later rollout, and are saved with the model. A rollout in which no episode ends makes no update
+        later rollout; they are saved with the model, and dropped where the environments are reset (as SB3's ``load``
+        does unless ``force_reset=False``). A rollout in which no episode ends makes no update
     :raises ValueError: for an argument outside its range, named in the message
     """
 
@@ -69,6 +78,7 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
         self.advantage_estimator = advantage_estimator
         self.unfinished: list[Steps | None] = []
         """what waits of each environment's running episode (``"baseline"`` and ``"reinforce"``)"""
+        self._warned_of_endless_episodes = False
         super().__init__(*args, **kwargs)
 
     def _check_arguments(self) -> None:
@@ -76,11 +86,13 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
         require_choice("advantage_estimator", self.advantage_estimator, ESTIMATORS)
         if self.target_kl is not None:
             raise ValueError(f"target_kl must be None: VanillaPGPaper's policy takes one step; got {self.target_kl!r}")
-        if self.advantage_estimator == "td":
-            self.gae_lambda = 0.0
+        if self.compile:
+            raise ValueError("compile must be False: VanillaPGPaper has no compiled update")
 
     def _setup_model(self) -> None:
         super()._setup_model()
+        if self.advantage_estimator == "td":
+            self.rollout_buffer.gae_lambda = 0.0
         if self.advantage_estimator in MONTE_CARLO and not has_stock_reader(self.rollout_buffer):
             raise ValueError(
                 f"advantage_estimator={self.advantage_estimator!r} needs one of SB3's own rollout buffers, whose order "
@@ -88,11 +100,44 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
             )
 
     def _setup_learn(
-        self, total_timesteps: int, callback: MaybeCallback = None, reset_num_timesteps: bool = True, *rest: Any
+        self,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        *args: Any,
+        **kwargs: Any,
     ) -> tuple[int, BaseCallback]:
         if reset_num_timesteps or self._last_obs is None:  # the environments will be reset: no episode goes on
             self.unfinished = []
-        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *rest)
+        return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
+        """As the base class's."""
+        is_complete = False
+        try:
+            is_complete = super().collect_rollouts(*args, **kwargs)
+        finally:
+            if not is_complete:  # the steps of this rollout are lost, and with them the middle of the episodes
+                self.unfinished = []
+        return is_complete
+
+    def _standardize(self, rollout: Rollout) -> None:
+        """Over the whole batch, the policy's only minibatch; without a shift where there is to be no baseline."""
+        if self.normalize_advantage and self.advantage_estimator == "reinforce":
+            assert isinstance(rollout, StoredRollout)
+            rollout.scale_advantages(ADVANTAGE_EPSILON)
+        elif self.normalize_advantage:
+            rollout.standardize_advantages(ADVANTAGE_EPSILON)
+
+    def _warn_of_endless_episodes(self) -> None:
+        longest = max(len(steps.rewards) for steps in self.unfinished if steps is not None)
+        if longest > ENDLESS_ROLLOUTS * self.n_steps and not self._warned_of_endless_episodes:
+            self._warned_of_endless_episodes = True
+            warnings.warn(
+                f"an episode has gone on for {longest} steps, {ENDLESS_ROLLOUTS} rollouts and more, and "
+                f"advantage_estimator={self.advantage_estimator!r} waits for its end: set a time limit, or take 'gae'",
+                stacklevel=2,
+            )
 
     def objective(self, batch: Minibatch) -> th.Tensor:
         """L^PG of each sample (eq. 2), shape ``(M,)``."""
@@ -112,11 +157,12 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
     def _complete_episodes(self) -> RolloutBufferSamples | None:
         """The samples of all episodes that have ended, with Monte-Carlo returns; None where none has."""
         buffer = self.rollout_buffer
-        ends = [*buffer.episode_starts[1:], self._last_episode_starts]
-        each = steps_of_each(samples_of(buffer), buffer.rewards, th.as_tensor(ends).numpy())
+        ends = np.array([*buffer.episode_starts[1:], self._last_episode_starts], dtype=bool)
+        each = steps_of_each(samples_of(buffer), buffer.rewards, ends)
         earlier = self.unfinished or [None] * len(each)
         cut = [cut_after_last_end(join(*pair)) for pair in zip(earlier, each, strict=True)]
-        self.unfinished = [waiting for _, waiting in cut]
+        self.unfinished = [to_keep(waiting) for _, waiting in cut]
+        self._warn_of_endless_episodes()
         complete = [self._with_returns(steps) for steps, _ in cut if len(steps.rewards) > 0]
         return concatenate_samples(complete) if complete else None
 
@@ -132,6 +178,7 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
         steps = OptimizerSteps(self.policy.optimizer)
         self._policy_step(steps, evaluator, rollout, constants, metrics)
         if self.advantage_estimator == "reinforce":
+            self._n_updates += 1
             return
         for _ in range(self.n_epochs):
             for samples, _ in rollout.minibatches(self.batch_size, with_reference=False):
@@ -150,7 +197,7 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
         steps.zero_grad()
         n_samples = len(rollout)
         for samples, _ in rollout.minibatches(EVALUATION_ROWS, with_reference=False):
-            samples = self._prepare(samples)
+            samples = self._with_flat_actions(samples)
             evaluation = evaluator.evaluate(samples.observations, samples.actions, False)
             terms = self._loss_terms(evaluation, samples, None, constants._replace(vf_coef=0.0))
             evaluator.backward(terms["loss"] * (len(samples.advantages) / n_samples))
