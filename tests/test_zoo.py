@@ -20,6 +20,7 @@ from torch import nn
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, zoo
+from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
 
 Factory = Callable[..., Any]
 TASKS = {"RoboschoolHumanoid-v1", "Pendulum-v1", "CartPole-v1", "HalfCheetah-v5"}
