@@ -52,7 +52,7 @@ NOISE_KEYS = frozenset({"noise_type", "noise_std"})
 PEERS = {"a2c": "stable_baselines3.A2C", "trpo": "sb3_contrib.TRPO"}
 # Ours: how the environments are vectorised. `--vec-env` on the command line wins.
 VEC_ENV_KEY = "vec_env"
-VEC_ENVS = ("dummy", "subproc")
+VEC_ENVS = ("dummy", "subproc", "shared_memory")
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.
@@ -288,13 +288,16 @@ class _OurExperiments(ExperimentManager):
     def _choose_vec_env(self, name: str | None) -> None:
         from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
+        from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
+
         if name is None:
             return
         check_names(VEC_ENV_KEY, [name], VEC_ENVS)
         # rl_zoo3's parser does not tell its default from what the user asked for.
         on_command_line = any(argument.startswith("--vec") for argument in sys.argv[1:])
         if self.default_vec_env_cls is None and not on_command_line:
-            self.vec_env_class = SubprocVecEnv if name == "subproc" else DummyVecEnv
+            classes = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "shared_memory": SharedMemoryVecEnv}
+            self.vec_env_class = classes[name]
 
     def objective(self, trial: optuna.Trial) -> float:
         """As rl_zoo3's, but it prunes only what diverged: there every ValueError and AssertionError is pruned."""

@@ -20,6 +20,7 @@ from torch import nn
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, zoo
+from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
 
 Factory = Callable[..., Any]
 TASKS = {"RoboschoolHumanoid-v1", "Pendulum-v1", "CartPole-v1", "HalfCheetah-v5"}
@@ -267,10 +268,14 @@ def test_a_setup_that_fails_leaves_no_run_behind(build: Factory, tmp_path: Path)
 # ------------------------------------------------------------------ vectorisation
 
 
-def test_a_config_chooses_how_environments_are_vectorised(make_manager: Factory, tmp_path: Path) -> None:
-    manager = make_manager(config=write_config(tmp_path, vec_env="subproc"))
+@pytest.mark.parametrize(("name", "vec_env_class"), [("subproc", SubprocVecEnv), ("shared_memory", SharedMemoryVecEnv)])
+def test_a_config_chooses_how_environments_are_vectorised(
+    make_manager: Factory, tmp_path: Path, name: str, vec_env_class: type[VecEnv]
+) -> None:
+    manager = make_manager(config=write_config(tmp_path, vec_env=name))
     model, _ = manager.setup_experiment()
-    assert manager.vec_env_class is SubprocVecEnv
+    assert manager.vec_env_class is vec_env_class
+    assert isinstance(model.get_env().unwrapped, vec_env_class)
     model.get_env().close()
 
 

@@ -1,0 +1,337 @@
+"""``SharedMemoryVecEnv``: a few worker processes step a chunk of environments each, over shared memory."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import multiprocessing
+import os
+import pickle
+import signal
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from multiprocessing import connection, reduction
+from typing import Any
+
+import cloudpickle
+import gymnasium as gym
+import numpy as np
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.util import dict_to_obs
+
+from sb3_ppo_variants.arguments import require, require_choice
+from sb3_ppo_variants.vec_env import worker
+from sb3_ppo_variants.vec_env.layout import SharedArrays, anonymous_file
+from sb3_ppo_variants.vec_env.worker import EnvChunk, Failure, WorkerDiedError, failure_of
+
+# Seconds that workers have to close their environments before they are ended.
+CLOSING_SECONDS = 5.0
+
+
+class SharedMemoryVecEnv(VecEnv):
+    """Environments in worker processes, several to each, with observations and actions in shared memory.
+
+    Gives what SB3's ``DummyVecEnv`` gives for the same seeds, whatever the number of workers. Takes any gymnasium
+    environment whose observations are a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of those.
+
+    An environment that raises, or a worker that dies, ends the whole with an exception that names the environment;
+    nothing stays behind. As with SB3's ``SubprocVecEnv``, start methods other than ``"fork"`` need the program's
+    entry point under ``if __name__ == "__main__":``.
+
+    :param env_fns: functions that make the environments, each a new one
+    :param n_workers: worker processes; None: as many as the process may use cores, at most one per environment
+    :param start_method: ``"forkserver"`` (default where there is one), ``"spawn"`` or ``"fork"``
+    :raises ValueError: for an argument outside its range, named in the message
+    :raises TypeError: for an observation space with a part that is no array
+    :raises EnvironmentRaisedError: if an environment cannot be made
+    """
+
+    def __init__(
+        self,
+        env_fns: list[Callable[[], gym.Env]],
+        n_workers: int | None = None,
+        start_method: str | None = None,
+    ):
+        n_envs = len(env_fns)
+        if n_envs == 0:
+            raise ValueError("env_fns must hold at least one function; got none")
+        allowed = f"an integer from 1 to the number of environments, {n_envs}, or None"
+        in_range: Callable[[Any], bool] = lambda value: 1 <= value <= n_envs  # noqa: E731
+        require("n_workers", n_workers, allowed, in_range, integer=True, optional=True)
+        methods = multiprocessing.get_all_start_methods()
+        if start_method is None:
+            start_method = "forkserver" if "forkserver" in methods else "spawn"
+        require_choice("start_method", start_method, methods)
+
+        self.closed = False
+        self.waiting = False
+        self._workers: list[_Worker] = []
+        chunks = np.array_split(np.arange(n_envs), n_workers or min(n_envs, len(os.sched_getaffinity(0))))
+        try:
+            for chunk in chunks:
+                fns = [env_fns[index] for index in chunk]
+                self._workers.append(_Worker(start_method, fns, int(chunk[0]), [w.connection for w in self._workers]))
+            observation_space, action_space = self._gather()[0]
+            _, size = SharedArrays.over(None, observation_space, action_space, n_envs)
+            descriptor = anonymous_file(size)
+            try:
+                for started in self._workers:
+                    started.share(descriptor, observation_space, action_space, n_envs)
+                memory = mmap.mmap(descriptor, size)
+            finally:
+                os.close(descriptor)
+            self._arrays, _ = SharedArrays.over(memory, observation_space, action_space, n_envs)
+            self._gather()
+            super().__init__(n_envs, observation_space, action_space)
+        except BaseException:
+            self._end_workers()
+            raise
+
+    def reset(self) -> VecEnvObs:
+        """Reset all environments, with the seeds and options that were set.
+
+        :return: observations, ``(N, *obs_shape)`` or a dict or tuple of such
+        """
+        for started in self._workers:
+            part = slice(started.first, started.first + started.n_envs)
+            self._send(started, "reset", self._seeds[part], self._options[part])
+        self.reset_infos = [info for infos in self._gather() for info in infos]
+        self._reset_seeds()
+        self._reset_options()
+        return self._observations()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Begin a step.
+
+        :param actions: ``(N, *action_shape)``
+        """
+        shared = self._arrays.actions
+        fits = shared is not None and isinstance(actions, np.ndarray) and actions.dtype == shared.dtype
+        if shared is not None and fits and actions.shape == shared.shape:
+            shared[:] = actions
+            for started in self._workers:
+                self._send(started, "step", None)
+        else:  # another type or shape: each environment gets its row as it is
+            for started in self._workers:
+                self._send(started, "step", list(actions[started.first : started.first + started.n_envs]))
+        self.waiting = True
+
+    def step_wait(self) -> VecEnvStepReturn:
+        """End the step that :meth:`step_async` began.
+
+        :return: observations, rewards ``(N,)``, ends ``(N,)``, infos
+        """
+        results = self._gather()
+        self.waiting = False
+        infos: list[dict[str, Any]] = []
+        for chunk_infos, reset_infos in results:
+            infos += chunk_infos
+            for index, info in reset_infos.items():
+                self.reset_infos[index] = info
+        return self._observations(), self._arrays.rewards.copy(), self._arrays.dones.copy(), infos
+
+    def close(self) -> None:
+        """Close the environments and end the workers."""
+        if not self.closed:
+            self._end_workers()
+
+    def get_images(self) -> Sequence[np.ndarray | None]:
+        """A frame of each environment, where they render to arrays."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(
+                f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
+                stacklevel=2,
+            )
+            return [None] * self.num_envs
+        return self._ask(None, worker.ask_render)
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Whether all environments have an attribute."""
+        return all(self._ask(None, worker.ask_has_attribute, attr_name))
+
+    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
+        """An attribute of each environment."""
+        return self._ask(indices, worker.ask_attribute, attr_name)
+
+    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
+        """Set an attribute of each environment."""
+        self._ask(indices, worker.ask_set_attribute, attr_name, value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
+    ) -> Any:
+        """Call a method of each environment."""
+        return self._ask(indices, worker.ask_method, method_name, method_args, method_kwargs)
+
+    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
+        """Whether each environment is wrapped in ``wrapper_class``."""
+        return self._ask(indices, worker.ask_is_wrapped, wrapper_class)
+
+    def _ask(self, indices: VecEnvIndices, ask: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """The environments' answers, in the order of ``indices``; an exception in one of them ends nothing."""
+        wanted = list(self._get_indices(indices))
+        asked = [(started, [index for index in wanted if started.owns(index)]) for started in self._workers]
+        asked = [(started, own) for started, own in asked if own]
+        try:
+            for started, own in asked:
+                started.send("call", own, ask, *arguments)
+            answers = [started.receive() for started, _ in asked]
+        except WorkerDiedError:
+            self._end_workers()
+            raise
+        by_index: dict[int, Any] = {}
+        for (_, own), answer in zip(asked, answers, strict=True):
+            if isinstance(answer, Failure):
+                raise answer.to_exception()
+            by_index.update(zip(own, answer, strict=True))
+        return [by_index[index] for index in wanted]
+
+    def _send(self, started: _Worker, command: str, *arguments: Any) -> None:
+        try:
+            started.send(command, *arguments)
+        except WorkerDiedError:
+            self._end_workers()
+            raise
+
+    def _gather(self) -> list[Any]:
+        """The answers of all workers; a failure ends all of them."""
+        try:
+            answers = [started.receive() for started in self._workers]
+            for answer in answers:
+                if isinstance(answer, Failure):
+                    raise answer.to_exception()
+        except Exception:
+            self._end_workers()
+            raise
+        return answers
+
+    def _observations(self) -> VecEnvObs:
+        return dict_to_obs(self.observation_space, {key: a.copy() for key, a in self._arrays.observations.items()})
+
+    def _end_workers(self) -> None:
+        self.closed = True
+        self.waiting = False
+        for started in self._workers:
+            started.ask_to_end()
+        for started in self._workers:
+            started.end()
+
+
+class _Worker:
+    """The parent's side of a worker process."""
+
+    def __init__(
+        self, start_method: str, env_fns: list[Callable[[], gym.Env]], first: int, others: list[connection.Connection]
+    ):
+        context: Any = multiprocessing.get_context(start_method)
+        self.first, self.n_envs = first, len(env_fns)
+        self.connection, remote = context.Pipe()
+        # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
+        inherited = [*others, self.connection] if start_method == "fork" else []
+        arguments = (remote, inherited, cloudpickle.dumps(env_fns), first)
+        self._process = context.Process(target=_run, args=arguments, daemon=True)
+        self._process.start()
+        remote.close()
+
+    def send(self, command: str, *arguments: Any) -> None:
+        """Send a command to the worker.
+
+        :raises WorkerDiedError: if it is no longer there
+        """
+        try:
+            self.connection.send_bytes(_pickled((command, arguments)))
+        except OSError as error:
+            raise self._death() from error
+
+    def owns(self, index: int) -> bool:
+        """Whether the environment ``index`` is one of this worker's."""
+        return self.first <= index < self.first + self.n_envs
+
+    def share(self, descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> None:
+        """Hand over the memory that the arrays of all ``n_envs`` environments lie in."""
+        self.send("attach", observation_space, action_space, n_envs)
+        reduction.send_handle(self.connection, descriptor, self._process.pid)
+
+    def receive(self) -> Any:
+        """The worker's answer.
+
+        :raises WorkerDiedError: if the worker ends instead
+        """
+        connection.wait([self.connection, self._process.sentinel])
+        try:
+            if self.connection.poll():
+                return pickle.loads(self.connection.recv_bytes())
+        except (EOFError, OSError):
+            pass
+        raise self._death()
+
+    def _death(self) -> WorkerDiedError:
+        self._process.join(CLOSING_SECONDS)
+        code = self._process.exitcode
+        how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        last = self.first + self.n_envs - 1
+        which = f"environment {self.first}" if last == self.first else f"environments {self.first} to {last}"
+        return WorkerDiedError(f"the worker process {self._process.pid} of {which} ended {how}")
+
+    def ask_to_end(self) -> None:
+        """Let the worker close its environments."""
+        with contextlib.suppress(OSError):
+            self.connection.send_bytes(_pickled(("close", ())))
+
+    def end(self) -> None:
+        """Wait for the worker's end, and bring it about where it does not come."""
+        deadline = time.monotonic() + CLOSING_SECONDS
+        while self._process.is_alive() and (left := deadline - time.monotonic()) > 0:
+            # What it still has to say is read, or it could not go on to its end.
+            if self.connection in connection.wait([self.connection, self._process.sentinel], left):
+                try:
+                    self.connection.recv_bytes()
+                except (EOFError, OSError):
+                    self._process.join(left)
+        if self._process.is_alive():
+            self._process.kill()
+        self._process.join()
+        self.connection.close()
+
+
+def _run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int) -> None:
+    """The worker process: makes the environments and obeys commands until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
+    for other in inherited:
+        other.close()
+    try:
+        chunk = EnvChunk(pickle.loads(pickled_env_fns), first)
+    except Exception as error:
+        remote.send_bytes(_pickled(failure_of(error, first)))
+        return
+    remote.send_bytes(_pickled(chunk.spaces()))
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
+        while (message := pickle.loads(remote.recv_bytes()))[0] != "close":
+            remote.send_bytes(_pickled(_obey(chunk, remote, *message)))
+    chunk.close()
+
+
+def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
+    try:
+        if command == "attach":
+            chunk.arrays = _attached(reduction.recv_handle(remote), *arguments)
+            return None
+        return getattr(chunk, command)(*arguments)
+    except Exception as error:
+        return failure_of(error, chunk.first)
+
+
+def _attached(descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> SharedArrays:
+    try:
+        memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+    return SharedArrays.over(memory, observation_space, action_space, n_envs)[0]
+
+
+def _pickled(message: Any) -> bytes:
+    try:
+        return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError):  # functions and classes defined on the spot
+        return cloudpickle.dumps(message)

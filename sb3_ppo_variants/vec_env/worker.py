@@ -1,0 +1,189 @@
+"""The worker: steps a chunk of environments, whatever carries its commands and results.
+
+Needs neither torch nor Stable-Baselines3, so that a worker process with plain environments never imports them.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+
+from sb3_ppo_variants.vec_env.layout import SharedArrays
+
+
+class WorkerDiedError(RuntimeError):
+    """A worker process ended without being asked to."""
+
+
+class EnvironmentRaisedError(RuntimeError):
+    """An environment raised an exception in its worker."""
+
+
+class Failure(NamedTuple):
+    """An exception in a worker, in a form that can always be sent."""
+
+    env_index: int
+    """index of the environment among all"""
+    kind: str
+    """name of the exception's class"""
+    trace: str
+    """the worker's traceback"""
+
+    def to_exception(self) -> Exception:
+        """The exception to raise in the parent process: AttributeErrors stay what they are."""
+        message = f"environment {self.env_index} raised a {self.kind} in its worker:\n\n{self.trace}"
+        return AttributeError(message) if self.kind == "AttributeError" else EnvironmentRaisedError(message)
+
+
+class EnvChunk:
+    """Environments ``first`` … ``first + len(env_fns) − 1`` of a vectorised environment, stepped one after another.
+
+    What happens to an environment is what SB3's ``DummyVecEnv`` does to it: it is reset at the end of an episode, and
+    the infos then hold ``terminal_observation``; they always hold ``TimeLimit.truncated``.
+
+    :param env_fns: make the environments, which must be different objects
+    :param first: index of the first among all environments
+    """
+
+    def __init__(self, env_fns: Sequence[Callable[[], gym.Env]], first: int):
+        self.first = first
+        self.envs: list[gym.Env] = []
+        for index, make in enumerate(env_fns):
+            self._call(index, lambda make=make: self.envs.append(_patched(make())))
+        self.arrays: SharedArrays | None = None
+
+    def spaces(self) -> tuple[gym.Space, gym.Space]:
+        """The spaces of the first environment."""
+        return self.envs[0].observation_space, self.envs[0].action_space
+
+    def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Reset all environments; their observations go into the arrays.
+
+        :return: the infos of the resets
+        """
+        infos = []
+        for index, (seed, option) in enumerate(zip(seeds, options, strict=True)):
+            arguments = {"options": option} if option else {}
+            observation, info = self._call(index, self.envs[index].reset, seed=seed, **arguments)
+            self._call(index, self._store, index, observation)
+            infos.append(info)
+        return infos
+
+    def step(self, actions: Any) -> tuple[list[dict[str, Any]], dict[int, dict[str, Any]]]:
+        """Step all environments; observations, rewards and ends go into the arrays.
+
+        :param actions: one for each environment; None: those in the arrays
+        :return: the infos of the steps, and of the resets by environment
+        """
+        assert self.arrays is not None
+        if actions is None:
+            assert self.arrays.actions is not None
+            actions = self.arrays.actions[self.first : self.first + len(self.envs)]
+        infos, reset_infos = [], {}
+        for index, action in enumerate(actions):
+            info, reset_info = self._call(index, self._step_one, index, action)
+            infos.append(info)
+            if reset_info is not None:
+                reset_infos[self.first + index] = reset_info
+        return infos, reset_infos
+
+    def _step_one(self, index: int, action: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
+        assert self.arrays is not None
+        env, position = self.envs[index], self.first + index
+        # A copy: the memory of the actions is used again.
+        action = action.copy() if isinstance(action, np.ndarray) else action
+        observation, self.arrays.rewards[position], terminated, truncated, info = env.step(action)
+        done = bool(terminated or truncated)
+        self.arrays.dones[position] = done
+        info["TimeLimit.truncated"] = bool(truncated and not terminated)
+        reset_info = None
+        if done:
+            info["terminal_observation"] = observation
+            observation, reset_info = env.reset()
+        self._store(index, observation)
+        return info, reset_info
+
+    def _store(self, index: int, observation: Any) -> None:
+        assert self.arrays is not None
+        for key, array in self.arrays.observations.items():
+            array[self.first + index] = observation if key is None else observation[key]
+
+    def call(self, indices: Sequence[int], ask: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Ask some environments something.
+
+        :param indices: indices among all environments
+        :param ask: one of the functions below, given the environment and ``arguments``
+        """
+        return [self._call(index - self.first, ask, self.envs[index - self.first], *arguments) for index in indices]
+
+    def _call(self, index: int, function: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(*arguments, **keywords)
+        except Exception as error:
+            raise _InEnvironment(Failure(self.first + index, type(error).__name__, traceback.format_exc())) from error
+
+    def close(self) -> None:
+        """Close all environments."""
+        for env in self.envs:
+            env.close()
+
+
+class _InEnvironment(Exception):  # noqa: N818  # carries a Failure to where it is sent
+    pass
+
+
+def failure_of(error: Exception, first: int) -> Failure:
+    """The failure that ``error``, raised by a chunk, stands for."""
+    if isinstance(error, _InEnvironment):
+        return error.args[0]
+    return Failure(first, type(error).__name__, traceback.format_exc())
+
+
+def ask_attribute(env: gym.Env, name: str) -> Any:
+    """The environment's attribute, through its wrappers."""
+    return env.get_wrapper_attr(name)
+
+
+def ask_has_attribute(env: gym.Env, name: str) -> bool:
+    """Whether the environment or one of its wrappers has it."""
+    try:
+        env.get_wrapper_attr(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def ask_set_attribute(env: gym.Env, name: str, value: Any) -> None:
+    """Set the attribute of the outermost wrapper, as SB3's environments do."""
+    setattr(env, name, value)
+
+
+def ask_method(env: gym.Env, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """The result of the environment's method."""
+    return env.get_wrapper_attr(name)(*arguments, **keywords)
+
+
+def ask_is_wrapped(env: gym.Env, wrapper_class: type[gym.Wrapper]) -> bool:
+    """Whether the environment is wrapped in ``wrapper_class``."""
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, wrapper_class):
+            return True
+        env = env.env
+    return False
+
+
+def ask_render(env: gym.Env) -> Any:
+    """A frame."""
+    return env.render()
+
+
+def _patched(env: Any) -> gym.Env:
+    if isinstance(env, gym.Env):
+        return env
+    from stable_baselines3.common.vec_env.patch_gym import _patch_env  # old gym's environments
+
+    return _patch_env(env)
