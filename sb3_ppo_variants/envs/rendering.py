@@ -58,7 +58,7 @@ CLOTHES: dict[str, Colour] = {
 """Colour, RGB of 255, of each link that is not bare skin; the torso wears the shirt, but for its head."""
 HEAD_SHAPE = 1
 """The head among the shapes of the torso."""
-CUBE: Colour = (96, 48, 128)
+CUBE: Colour = (190, 60, 220)
 """Colour, RGB of 255, of what moves beside the robot."""
 CUBE_SHADOW = 0.1
 """Radius, m, of the shadow below it."""
