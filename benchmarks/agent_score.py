@@ -1,6 +1,6 @@
-"""The score of a ReLU network, such as OpenAI's agents of 2017, on the humanoid: mean return, deviation, falls.
+"""The score of a ReLU network, such as OpenAI's agents of 2017, on a humanoid task: mean return, deviation, falls.
 
-    python benchmarks/agent_score.py WEIGHTS.npz [--episodes 100]
+    python benchmarks/agent_score.py WEIGHTS.npz [--env RoboschoolHumanoidFlagrun-v1] [--episodes 100]
 
 Episode i starts from `reset(seed=i)`. The weights are named as `env_throughput.py` names them.
 """
@@ -9,13 +9,15 @@ import argparse
 
 import gymnasium as gym
 import numpy as np
-from env_throughput import OURS, Policy, network_policy
+from env_throughput import Policy, network_policy
+
+from sb3_ppo_variants.envs import TASKS
 
 
-def play(policy: Policy, episodes: int) -> tuple[list[float], int]:
+def play(env_id: str, policy: Policy, episodes: int) -> tuple[list[float], int]:
     """The return of each episode, and how many ended in a fall."""
     returns, falls = [], 0
-    with gym.make(OURS) as env:
+    with gym.make(env_id) as env:
         for seed in range(episodes):
             observation, _ = env.reset(seed=seed)
             total, over = 0.0, False
@@ -31,9 +33,11 @@ def play(policy: Policy, episodes: int) -> tuple[list[float], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("weights")
+    tasks = [task for task in TASKS if task.startswith("RoboschoolHumanoid")]
+    parser.add_argument("--env", choices=tasks, default="RoboschoolHumanoid-v1")
     parser.add_argument("--episodes", type=int, default=100)
     arguments = parser.parse_args()
-    returns, falls = play(network_policy(arguments.weights), arguments.episodes)
+    returns, falls = play(arguments.env, network_policy(arguments.weights), arguments.episodes)
     print(f"{np.mean(returns):.0f} ± {np.std(returns):.0f} over {len(returns)} episodes, {falls} falls")
 
 

@@ -36,7 +36,7 @@ GROUND_FILE = "mjcf/ground_plane.xml"
 """The floor, with lateral friction 0.8. Source: `pybullet_data`, as in Roboschool's stadium."""
 
 LIFT = 50.0
-"""Height at which `World.forget` steps the bodies, m: far from the floor; the value is ours."""
+"""Distance of the bodies from the floor and one another where `World.forget` steps them, m; the value is ours."""
 HIDDEN = (0, 0)
 """Collision filter (group, mask) of a link that touches nothing."""
 MOVING = (1, -1)
@@ -100,13 +100,22 @@ class Body:
         """Set the hinges' torques, N·m, for the next control step."""
         self._set_motors(pybullet.TORQUE_CONTROL, torques)
 
-    def place(self, angles: Sequence[float], position: Sequence[float], orientation: Sequence[float]) -> None:
-        """Place the body at rest: hinge angles (rad), root position (m) and orientation (x, y, z, w)."""
+    def place(
+        self,
+        angles: Sequence[float],
+        position: Sequence[float],
+        orientation: Sequence[float],
+        velocity: Sequence[float] = (0.0, 0.0, 0.0),
+    ) -> None:
+        """Place the body: hinge angles (rad), root position (m) and orientation (x, y, z, w), hinges at rest.
+
+        :param velocity: of the root, m/s; it does not turn.
+        """
         if self.hinges:
             positions, speeds = [[angle] for angle in angles], [[0.0]] * len(self.hinges)
             pybullet.resetJointStatesMultiDof(self.id, self._joints, positions, speeds, physicsClientId=self._client)
         pybullet.resetBasePositionAndOrientation(self.id, position, orientation, self._client)
-        pybullet.resetBaseVelocity(self.id, (0.0, 0.0, 0.0), (0.0, 0.0, 0.0), self._client)
+        pybullet.resetBaseVelocity(self.id, velocity, (0.0, 0.0, 0.0), self._client)
 
     def filter(self, group: int, mask: int) -> None:
         """Let the body touch only what is in one of the groups of `mask` and accepts its own `group`."""
@@ -195,6 +204,18 @@ class World:
         self.bodies.append(body)
         return body
 
+    def add_cube(self, edge: float, mass: float, inertia: float) -> Body:
+        """Make a cube: edge in m, mass in kg, moment of inertia about each of its axes in kg·m²."""
+        half = [edge / 2.0] * 3
+        box, client = pybullet.GEOM_BOX, self.client
+        shape = pybullet.createCollisionShape(box, halfExtents=half, physicsClientId=client)
+        look = pybullet.createVisualShape(box, halfExtents=half, physicsClientId=client)
+        number = pybullet.createMultiBody(mass, shape, look, physicsClientId=client)
+        pybullet.changeDynamics(number, ROOT, localInertiaDiagonal=[inertia] * 3, physicsClientId=client)
+        body = Body(client, number)
+        self.bodies.append(body)
+        return body
+
     def step(self) -> None:
         """Advance by one control step of `CONTROL_PERIOD` seconds."""
         pybullet.stepSimulation(self.client)
@@ -207,10 +228,10 @@ class World:
         them for a fraction of the price of loading the world again. A fresh world needs it as well. Afterwards
         the bodies are to be placed.
         """
-        for body in self.bodies:
+        for floors_up, body in enumerate(self.bodies, start=1):
             body.filter(*HIDDEN)
             # The joints matter too: lifting the filter rebuilds the tree of bounding boxes from this pose.
-            body.place([0.0] * len(body.hinges), (0.0, 0.0, LIFT), IDENTITY)
+            body.place([0.0] * len(body.hinges), (0.0, 0.0, LIFT * floors_up), IDENTITY)
         self._set_substeps(1)  # all that it takes
         self.step()
         self._set_substeps(SUBSTEPS)

@@ -1,18 +1,18 @@
-"""What a viewer sees: the robot in colours, a lawn of tiles that shows every step, a camera that follows.
+"""What a viewer sees: the robot in colours, a lawn of tiles that shows every step, a flag, a camera that follows.
 
 TinyRenderer, which needs neither display nor GPU, draws what moves; on a ground that fills the frame it would
 spend ten times as long. As the camera only ever shifts, the place on the ground that a pixel sees is the same in every
 frame but for that shift: so lawn, shadows and sky are computed with NumPy and put behind the robot. Nothing
-is added to the simulation.
+is added to the simulation but a flag, where there is one, that touches nothing and weighs nothing.
 """
 
 import time
-from math import radians, tan
+from math import hypot, radians, tan
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, ROOT, Body, World
+from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, IDENTITY, ROOT, Body, World
 from sb3_ppo_variants.envs.quiet import pybullet
 
 Colour = tuple[float, float, float]
@@ -58,6 +58,21 @@ CLOTHES: dict[str, Colour] = {
 """Colour, RGB of 255, of each link that is not bare skin; the torso wears the shirt, but for its head."""
 HEAD_SHAPE = 1
 """The head among the shapes of the torso."""
+CUBE: Colour = (190, 60, 220)
+"""Colour, RGB of 255, of what moves beside the robot."""
+CUBE_SHADOW = 0.1
+"""Radius, m, of the shadow below it."""
+
+FLAG: Colour = (255, 196, 0)
+"""Colour, RGB of 255, of the flag and of the arrow on the lawn that points to it."""
+POLE: Colour = (250, 250, 250)
+"""Colour, RGB of 255, of the flag's pole."""
+POLE_HEIGHT, POLE_RADIUS = 1.8, 0.03
+"""Of the flag's pole, m."""
+CLOTH = (0.7, 0.03, 0.45)
+"""Length, thickness and height of the flag's cloth, m."""
+ARROW_TAIL, ARROW_TIP, ARROW_SLOPE = 0.9, 1.3, 0.5
+"""The arrow, a triangle: where it begins and ends, m from the robot, and its half width per m of length."""
 
 DISTANCE = 3.3
 """From the camera to the point that it looks at, m."""
@@ -86,6 +101,8 @@ class Camera:
         self._client = world.client
         self._shown = 0.0
         self._body = body
+        self._others = [other for other in world.bodies if other is not body]
+        self._flag: int | None = None
         self._size = (width, height)
         self._casters = [body.links[name] for name in SHADOWS]
         self._projection = pybullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, width / height, NEAR, FAR)
@@ -98,8 +115,12 @@ class Camera:
             pybullet.changeVisualShape(world.floor, ROOT, rgbaColor=(0, 0, 0, 0), physicsClientId=world.client)
         self._look_at_ground()
 
-    def frame(self) -> NDArray[np.uint8]:
-        """A picture of the robot where it is now: shape (height, width, 3), RGB."""
+    def frame(self, flag: tuple[float, float] | None = None) -> NDArray[np.uint8]:
+        """A picture of the robot where it is now: shape (height, width, 3), RGB.
+
+        :param flag: (x, y) of the flag, m, if there is one. As it is often out of sight, an arrow points to it.
+        """
+        self._plant(flag)
         (x, y, _), _, _ = self._body.read_root()
         width, height = self._size
         _, _, pixels, _, bodies = pybullet.getCameraImage(
@@ -116,13 +137,17 @@ class Camera:
             renderer=pybullet.ER_TINY_RENDERER,
             physicsClientId=self._client,
         )
-        picture = self._background(x, y)
+        picture = self._background(x, y, flag)
         drawn = np.reshape(bodies, height * width) >= 0
         picture[drawn] = np.reshape(pixels, (height * width, 4))[drawn, :3]
         return picture.reshape(height, width, 3)
 
-    def show(self) -> None:
-        """Point the window's camera at the robot where it is now, in step with the clock on the wall."""
+    def show(self, flag: tuple[float, float] | None = None) -> None:
+        """Point the window's camera at the robot where it is now, in step with the clock on the wall.
+
+        :param flag: (x, y) of the flag, m, if there is one.
+        """
+        self._plant(flag)
         (x, y, _), _, _ = self._body.read_root()
         pybullet.resetDebugVisualizerCamera(DISTANCE, YAW, PITCH, (x, y, LOOK_AT_HEIGHT), self._client)
         now = time.monotonic()
@@ -136,13 +161,32 @@ class Camera:
         links = dict.fromkeys([ROOT, *self._body.links.values()], SKIN)
         links.update({self._body.links[name]: colour for name, colour in CLOTHES.items()})
         for link, colour in links.items():
-            self._paint(link, colour)
-        self._paint(ROOT, SHIRT)
-        self._paint(ROOT, SKIN, HEAD_SHAPE)
+            self._paint(self._body, link, colour)
+        self._paint(self._body, ROOT, SHIRT)
+        self._paint(self._body, ROOT, SKIN, HEAD_SHAPE)
+        for other in self._others:
+            self._paint(other, ROOT, CUBE)
 
-    def _paint(self, link: int, colour: Colour, shape: int = -1) -> None:
-        rgba = [*(part / 255.0 for part in colour), 1.0]
-        pybullet.changeVisualShape(self._body.id, link, shape, rgbaColor=rgba, physicsClientId=self._client)
+    def _paint(self, body: Body, link: int, colour: Colour, shape: int = -1) -> None:
+        pybullet.changeVisualShape(body.id, link, shape, rgbaColor=_rgba(colour), physicsClientId=self._client)
+
+    def _plant(self, flag: tuple[float, float] | None) -> None:
+        """Put the flag, which is made when there is a first one, where it belongs."""
+        if flag is None:
+            return
+        if self._flag is None:
+            length, thickness, height = CLOTH
+            look = pybullet.createVisualShapeArray(
+                shapeTypes=[pybullet.GEOM_CYLINDER, pybullet.GEOM_BOX],
+                radii=[POLE_RADIUS, 0.0],
+                lengths=[POLE_HEIGHT, 0.0],
+                halfExtents=[[0.0] * 3, [length / 2.0, thickness / 2.0, height / 2.0]],
+                visualFramePositions=[[0.0, 0.0, POLE_HEIGHT / 2.0], [length / 2.0, 0.0, POLE_HEIGHT - height / 2.0]],
+                rgbaColors=[_rgba(POLE), _rgba(FLAG)],
+                physicsClientId=self._client,
+            )
+            self._flag = pybullet.createMultiBody(0.0, -1, look, physicsClientId=self._client)
+        pybullet.resetBasePositionAndOrientation(self._flag, (*flag, 0.0), IDENTITY, self._client)
 
     def _look_at_ground(self) -> None:
         """Work out once what each pixel sees behind the robot, relative to where the camera looks."""
@@ -171,10 +215,12 @@ class Camera:
         rise = np.clip(rays[:, 2:] / max(rays[:, 2].max(), 1e-3), 0.0, 1.0)
         self._sky = ((1.0 - rise) * np.array(HAZE) + rise * np.array(SKY)).astype(np.uint8)
 
-    def _background(self, x: float, y: float) -> NDArray[np.uint8]:
+    def _background(self, x: float, y: float, flag: tuple[float, float] | None) -> NDArray[np.uint8]:
         """Sky, lawn and shadows around (x, y): shape (height·width, 3)."""
         tiles = self._stripes(self._ground_x, x) * self._stripes(self._ground_y, y)
         lawn = self._mean + self._contrast * tiles[:, None]
+        if flag is not None:
+            lawn[self._near[self._arrow(flag[0] - x, flag[1] - y)]] = FLAG
         lawn[self._near] *= self._light(x, y)[:, None]
         picture = self._sky.copy()
         picture[self._ground] = lawn.astype(np.uint8)
@@ -187,16 +233,29 @@ class Camera:
         to_edge = (0.5 - np.abs(tiles - 1.0)) * np.float32(TILE)
         return np.clip(to_edge / self._blur, -1.0, 1.0)
 
+    def _arrow(self, dx: float, dy: float) -> NDArray[np.bool_]:
+        """Which pixels of the ground near the robot are the arrow's that points along (dx, dy)."""
+        ground_x, ground_y = self._ground_x[self._near], self._ground_y[self._near]
+        distance = max(hypot(dx, dy), 1e-9)
+        along = (dx * ground_x + dy * ground_y) / distance
+        across = (dx * ground_y - dy * ground_x) / distance
+        return (along > ARROW_TAIL) & (np.abs(across) < ARROW_SLOPE * (ARROW_TIP - along))
+
     def _light(self, x: float, y: float) -> NDArray[np.float32]:
         """Share of the light that reaches the ground near the robot."""
         ground_x, ground_y = self._ground_x[self._near], self._ground_y[self._near]
         shade = np.zeros_like(ground_x)
         links = pybullet.getLinkStates(self._body.id, self._casters, physicsClientId=self._client)
-        for link, radius in zip(links, SHADOWS.values(), strict=True):
-            link_x, link_y, _ = link[0]
+        casters = [(link[0], radius) for link, radius in zip(links, SHADOWS.values(), strict=True)]
+        casters += [(other.read_root()[0], CUBE_SHADOW) for other in self._others]
+        for (link_x, link_y, _), radius in casters:
             squared = (ground_x - (link_x - x)) ** 2 + (ground_y - (link_y - y)) ** 2
             np.maximum(shade, 1.0 - squared / radius**2, out=shade)
         return 1.0 - SHADE * np.sqrt(shade)
+
+
+def _rgba(colour: Colour) -> list[float]:
+    return [*(part / 255.0 for part in colour), 1.0]
 
 
 def _view(x: float, y: float) -> tuple[float, ...]:

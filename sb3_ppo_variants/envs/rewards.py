@@ -45,3 +45,18 @@ def joints_at_limit(position: Sequence[float], cost: float) -> float:
 def feet_collision(feet: int, cost: float) -> float:
     """`cost` for each of the `feet` that touch anything but the floor."""
     return cost * feet
+
+
+def uprightness(torso_height: float, pelvis_height: float, pelvis_share: float, full_height: float) -> float:
+    """How far the robot has got up: 0 flat on the floor, 1 from `full_height` on.
+
+    Source: Roboschool, `gym_humanoid_flagrun.py` (`potential_leak`). With the pelvis in it, leaning forward or
+    backward gains nothing.
+
+    :param torso_height: m.
+    :param pelvis_height: m.
+    :param pelvis_share: weight of the pelvis in the mean of the two heights, 0–1.
+    :param full_height: the mean height that counts as upright, m.
+    """
+    height = (1.0 - pelvis_share) * torso_height + pelvis_share * pelvis_height
+    return min(max(height, 0.0), full_height) / full_height

@@ -1,4 +1,4 @@
-"""The humanoid tasks as gymnasium environments: what the robot is asked to do, and how a step is paid."""
+"""The humanoid that runs straight ahead: what the robot is asked to do, and how a step is paid."""
 
 from collections.abc import Sequence
 from math import atan2, hypot, inf, isfinite, pi
@@ -25,14 +25,6 @@ MOTOR_COST_SCALE = 4.25
 """17 motors, of which 4 do the walking: Roboschool's reason to charge the humanoid 17/4 of its usual cost."""
 ACTION_LIMIT = 1e6
 """Largest Euclidean norm of an action; the electricity cost squares it, and must stay finite. Ours."""
-REWARD_TERMS = (
-    "reward_alive",
-    "reward_progress",
-    "reward_electricity",
-    "reward_joints_at_limit",
-    "reward_feet_collision",
-)
-"""Keys of a step's `info`, in the order in which they are summed."""
 
 
 class StartPose(NamedTuple):
@@ -44,7 +36,7 @@ class StartPose(NamedTuple):
 
 
 class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPickle):
-    """`RoboschoolHumanoid-v1`: run toward a target a kilometre ahead without falling.
+    """`RoboschoolHumanoid-v1` and `-v0`: run toward a target a kilometre ahead without falling.
 
     **Observation**: shape (44,), float32, in ±5; see `Humanoid.observation`. The two foot flags are those
     of the end of the step before, as Roboschool's were.
@@ -59,7 +51,8 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
     **Termination**: the torso is at or below `minimum_height`, or the simulation is no longer finite (that
     step pays `fall_penalty` alone). The 1000-step limit of the registered id is gymnasium's truncation.
 
-    Defaults are Roboschool's of July 2017 (v1). Costs are at or below zero.
+    Defaults are Roboschool's of July 2017 (v1); what v0, of May 2017, has otherwise is in the register table
+    (`sb3_ppo_variants.envs.TASKS`). Costs are at or below zero.
 
     :param render_mode: None, "rgb_array" (frames of `width` × `height`) or "human" (a window; needs a display).
     :param alive_bonus: reward of a step on which the torso is above `minimum_height`.
@@ -74,7 +67,8 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
     :param initial_height: torso height at reset, m.
     :param yaw_range: the yaw at reset is uniform within ± this, rad.
     :param joint_range: every hinge's angle at reset is uniform within ± this, rad.
-    :param target: (x, y) to run to, m.
+    :param target: (x, y) to run to, m. Assigning the attribute of this name turns the robot to another one; the
+        next step's progress is toward that.
     :param width: of a rendered frame, pixels.
     :param height: of a rendered frame, pixels.
     :raises ValueError: an argument is out of its range, or an action is not 17 finite numbers; in the second
@@ -87,6 +81,14 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         "render_modes": [*(["human"] if has_display() else []), "rgb_array"],
         "render_fps": round(1.0 / CONTROL_PERIOD),
     }
+    REWARD_TERMS: ClassVar[tuple[str, ...]] = (
+        "reward_alive",
+        "reward_progress",
+        "reward_electricity",
+        "reward_joints_at_limit",
+        "reward_feet_collision",
+    )
+    """The reward's terms in a step's `info`, in the order in which they are summed."""
 
     def __init__(
         self,
@@ -113,22 +115,20 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         require_choice("render_mode", render_mode, (None, "human", "rgb_array"))
         require("width", width, "an integer >= 1", lambda value: value >= 1, integer=True)
         require("height", height, "an integer >= 1", lambda value: value >= 1, integer=True)
-        if not (isinstance(target, Sequence) and len(target) == 2):
-            raise ValueError(f"target must be two finite numbers (x, y); got {target!r}")
         self.render_mode = render_mode
-        self.alive_bonus = _number("alive_bonus", alive_bonus)
-        self.fall_penalty = _number("fall_penalty", fall_penalty, high=0.0)
-        self.minimum_height = _number("minimum_height", minimum_height, low=0.0)
-        self.progress_weight = _number("progress_weight", progress_weight, low=0.0)
-        self.electricity_cost = _number("electricity_cost", electricity_cost, high=0.0)
-        self.stall_torque_cost = _number("stall_torque_cost", stall_torque_cost, high=0.0)
-        self.joints_at_limit_cost = _number("joints_at_limit_cost", joints_at_limit_cost, high=0.0)
-        self.feet_collision_cost = _number("feet_collision_cost", feet_collision_cost, high=0.0)
-        self.power = _number("power", power, low=0.0)
-        self.initial_height = _number("initial_height", initial_height, low=0.0)
-        self.yaw_range = _number("yaw_range", yaw_range, low=0.0)
-        self.joint_range = _number("joint_range", joint_range, low=0.0)
-        self.target = (_number("target", target[0]), _number("target", target[1]))
+        self.alive_bonus = checked_number("alive_bonus", alive_bonus)
+        self.fall_penalty = checked_number("fall_penalty", fall_penalty, high=0.0)
+        self.minimum_height = checked_number("minimum_height", minimum_height, low=0.0)
+        self.progress_weight = checked_number("progress_weight", progress_weight, low=0.0)
+        self.electricity_cost = checked_number("electricity_cost", electricity_cost, high=0.0)
+        self.stall_torque_cost = checked_number("stall_torque_cost", stall_torque_cost, high=0.0)
+        self.joints_at_limit_cost = checked_number("joints_at_limit_cost", joints_at_limit_cost, high=0.0)
+        self.feet_collision_cost = checked_number("feet_collision_cost", feet_collision_cost, high=0.0)
+        self.power = checked_number("power", power, low=0.0)
+        self.initial_height = checked_number("initial_height", initial_height, low=0.0)
+        self.yaw_range = checked_number("yaw_range", yaw_range, low=0.0)
+        self.joint_range = checked_number("joint_range", joint_range, low=0.0)
+        self._target = checked_pair("target", target, "(x, y)")
 
         self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
         self.action_space = spaces.Box(-1.0, 1.0, (ACTION_SIZE,), np.float32)
@@ -141,7 +141,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
     ) -> tuple[NDArray[np.float32], dict[str, Any]]:
         """Start an episode. With a seed, it is the same episode in a fresh and in a used environment.
 
-        :return: The observation, shape (44,), and an empty info.
+        :return: The observation, shape (44,), and an `info` without reward terms.
         """
         super().reset(seed=seed)
         if self._broken:
@@ -153,13 +153,14 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         pose = self._start_pose()
         self.robot.place(joints, pose.height, pose.pitch, pose.yaw)
         self.robot.read()
+        self._set_up()
         observation = self._observe()
-        self._potential = rewards.potential(self._distance, CONTROL_PERIOD)
+        self._mark()
         if self.render_mode == "human":
             self.render()
-        return observation, {}
+        return observation, self._situation()
 
-    def step(self, action: ArrayLike) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, float]]:
+    def step(self, action: ArrayLike) -> tuple[NDArray[np.float32], float, bool, bool, dict[str, Any]]:
         """Advance by one control step of 16.5 ms.
 
         :param action: shape (17,), finite.
@@ -178,13 +179,13 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         else:
             self._broken = terminated = True
             observation = np.nan_to_num(observation)
-            terms = {**dict.fromkeys(REWARD_TERMS, 0.0), "reward_alive": self.fall_penalty}
+            terms = {**dict.fromkeys(self.REWARD_TERMS, 0.0), "reward_alive": self.fall_penalty}
         reward = 0.0
         for term in terms.values():  # one after the other: from Python 3.12 on, sum() rounds otherwise
             reward += term
         if self.render_mode == "human":
             self.render()
-        return observation, reward, terminated, False, terms
+        return observation, reward, terminated, False, {**terms, **self._situation()}
 
     def render(self) -> NDArray[np.uint8] | None:
         """The present frame, shape (height, width, 3), uint8, for "rgb_array"; otherwise None."""
@@ -192,9 +193,9 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
             gym.logger.warn('render() shows nothing without render_mode="rgb_array" or "human".')
             return None
         if self.render_mode == "human":
-            self._camera.show()
+            self._camera.show(self._flag())
             return None
-        return self._camera.frame()
+        return self._camera.frame(self._flag())
 
     def close(self) -> None:
         """Free the simulation; closing twice is harmless."""
@@ -205,21 +206,62 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         """PyBullet's number for this environment's client, for looking into the simulation."""
         return self._world.client
 
+    @property
+    def target(self) -> tuple[float, float]:
+        """(x, y) of the point to run to, m."""
+        return self._target
+
+    @target.setter
+    def target(self, target: tuple[float, float]) -> None:
+        self._target = checked_pair("target", target, "(x, y)")
+        # No progress comes from this: the next step counts from here, toward the new target.
+        self._measure()
+        self._mark()
+
     def _open(self) -> None:
         self._world = World(gui=self.render_mode == "human")
         self.robot = Humanoid(self._world, self.power)
+        self._furnish()
         self._camera = None if self.render_mode is None else Camera(self._world, self.robot.body, *self._frame_size)
         self._broken = False
 
     def _start_pose(self) -> StartPose:
         return StartPose(self.initial_height, 0.0, self.np_random.uniform(-self.yaw_range, self.yaw_range))
 
+    def _furnish(self) -> None:
+        """What a task adds to a new world, beside the robot: nothing here."""
+
+    def _set_up(self) -> None:
+        """What a task starts an episode with, once the robot is in place: nothing here."""
+
+    def _situation(self) -> dict[str, Any]:
+        """What a task tells in `info` beside the reward's terms: nothing here."""
+        return {}
+
+    def _flag(self) -> tuple[float, float] | None:
+        """Where a picture shows a flag: nowhere here."""
+        return None
+
+    def _measure(self) -> float:
+        """Refresh the distance to the target from the latest readings; returns the target's bearing, rad."""
+        dx = self._target[0] - self.robot.mean_x
+        dy = self._target[1] - self.robot.mean_y
+        self._distance = hypot(dx, dy)
+        return atan2(dy, dx)
+
     def _observe(self) -> NDArray[np.float32]:
         """The observation of the latest readings; refreshes the distance to the target."""
-        dx = self.target[0] - self.robot.mean_x
-        dy = self.target[1] - self.robot.mean_y
-        self._distance = hypot(dx, dy)
-        return self.robot.observation(atan2(dy, dx))
+        return self.robot.observation(self._measure())
+
+    def _mark(self) -> None:
+        """Let the next step's progress count from here."""
+        self._potential = rewards.potential(self._distance, CONTROL_PERIOD)
+
+    def _progress(self) -> float:
+        """Change of the potential since the last mark, m/s; sets the next one."""
+        before = self._potential
+        self._mark()
+        return self._potential - before
 
     def _is_finite(self) -> bool:
         return isfinite(self._distance) and self.robot.is_finite()
@@ -227,14 +269,19 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
     def _has_fallen(self) -> bool:
         return self.robot.torso_height <= self.minimum_height
 
+    def _alive_reward(self) -> float:
+        return self.fall_penalty if self._has_fallen() else self.alive_bonus
+
+    def _electricity_price(self) -> float:
+        return self.electricity_cost
+
     def _reward_terms(self, action: Sequence[float]) -> dict[str, float]:
         robot = self.robot
-        before, self._potential = self._potential, rewards.potential(self._distance, CONTROL_PERIOD)
         return {
-            "reward_alive": self.fall_penalty if self._has_fallen() else self.alive_bonus,
-            "reward_progress": self.progress_weight * (self._potential - before),
+            "reward_alive": self._alive_reward(),
+            "reward_progress": self.progress_weight * self._progress(),
             "reward_electricity": rewards.electricity(
-                action, robot.joint_speed, self.electricity_cost, self.stall_torque_cost
+                action, robot.joint_speed, self._electricity_price(), self.stall_torque_cost
             ),
             "reward_joints_at_limit": rewards.joints_at_limit(robot.joint_position, self.joints_at_limit_cost),
             "reward_feet_collision": rewards.feet_collision(robot.feet_colliding, self.feet_collision_cost),
@@ -252,10 +299,17 @@ def _checked_action(action: ArrayLike) -> list[float]:
     return values
 
 
-def _number(name: str, value: float, low: float = -inf, high: float = inf) -> float:
+def checked_number(name: str, value: float, low: float = -inf, high: float = inf) -> float:
     """``value`` as a float, or a ValueError that names the argument and its range."""
     bounds = [f" >= {low:g}" if low > -inf else "", f" <= {high:g}" if high < inf else ""]
     require(
         name, value, "a finite number" + " and".join(filter(None, bounds)), lambda v: isfinite(v) and low <= v <= high
     )
     return float(value)
+
+
+def checked_pair(name: str, value: Any, meaning: str, low: float = -inf) -> tuple[float, float]:
+    """``value`` as two floats, or a ValueError that names the argument and what it means."""
+    if not (isinstance(value, Sequence | np.ndarray) and not isinstance(value, str) and len(value) == 2):
+        raise ValueError(f"{name} must be two finite numbers {meaning}; got {value!r}")
+    return checked_number(name, value[0], low), checked_number(name, value[1], low)
