@@ -295,6 +295,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     def objective(self, batch: Minibatch) -> th.Tensor:
         """The surrogate objective that the policy maximises, computed from the minibatch's tensors.
 
+        They carry gradients, but need not lead back to the weights by autograd: see :class:`StockMlp`.
+
         :param batch: a minibatch of ``M`` samples
         :return: the objective of each sample, shape ``(M,)``
         """
