@@ -25,6 +25,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BaseModel
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 from stable_baselines3.common.type_aliases import PyTorchObs
 from torch import nn
+from torch.nn import functional as F
 
 from sb3_ppo_variants.distributions import FAMILIES, ActionDistribution, Bernoulli, Categorical, Gaussian, from_sb3
 
@@ -260,10 +261,13 @@ class Perceptron:
         inputs = [x]
         for depth, is_tanh in enumerate(self._is_tanh):
             weight, bias = self._weights[depth], self._biases[depth]
-            out = self._reused(depth, x, len(bias)) if reuse else None
-            x = self._activate(is_tanh, th.addmm(bias, x, weight.t(), out=out))
+            if reuse:
+                x = th.addmm(bias, x, weight.t(), out=self._reused(depth, x, len(bias)))
+            else:
+                x = F.linear(x, weight, bias)
+            x = self._activate(is_tanh, x)
             inputs.append(x)
-        return th.addmm(self._biases[-1], x, self._weights[-1].t()), inputs
+        return F.linear(x, self._weights[-1], self._biases[-1]), inputs
 
     def gradients(self, inputs: list[th.Tensor], gradient: th.Tensor, reuse: bool = False) -> list[th.Tensor]:
         """The gradients of each layer's weight and bias, the last layer first.

@@ -457,7 +457,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             with th.no_grad():
                 actions, values, log_probs = evaluator.act(observations)
             sampled = actions.cpu().numpy()
-            if sampled.dtype.kind == "f" and np.isnan(sampled).any():
+            if sampled.dtype.kind == "f" and math.isnan(sampled.sum()):
                 raise ValueError("the policy gave an action that is NaN")
         except (RuntimeError, ValueError) as error:
             parts = observations.values() if isinstance(observations, dict) else [observations]
