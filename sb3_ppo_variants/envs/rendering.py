@@ -99,7 +99,6 @@ class Camera:
 
     def __init__(self, world: World, body: Body, width: int, height: int) -> None:
         self._client = world.client
-        self._shown = 0.0
         self._body = body
         self._others = [other for other in world.bodies if other is not body]
         self._flag: int | None = None
@@ -153,9 +152,6 @@ class Camera:
         now = time.monotonic()
         time.sleep(max(0.0, self._due - now))
         self._due = max(self._due, now) + CONTROL_PERIOD
-        now = time.perf_counter()
-        time.sleep(max(0.0, self._shown + CONTROL_PERIOD - now))
-        self._shown = max(now, self._shown + CONTROL_PERIOD)
 
     def _dress(self) -> None:
         links = dict.fromkeys([ROOT, *self._body.links.values()], SKIN)
