@@ -145,6 +145,13 @@ def test_other_start_methods_give_the_same(start_method: str) -> None:
     assert_same(ours, trajectory(DummyVecEnv([make] * 3), 30))
 
 
+def test_a_worker_with_plain_environments_imports_neither_torch_nor_sb3() -> None:
+    env = SharedMemoryVecEnv([partial(gym.make, "CartPole-v1")], start_method="forkserver")
+    loaded = env._ask(None, lambda _: {"torch", "stable_baselines3", "numpy"} & set(sys.modules))
+    env.close()
+    assert loaded == [{"numpy"}]
+
+
 def test_actions_of_another_type_reach_the_environment_as_they_are() -> None:
     env = fork(functions("box", "box", 3))
     env.reset()

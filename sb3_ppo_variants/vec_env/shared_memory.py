@@ -23,7 +23,7 @@ from stable_baselines3.common.vec_env.util import dict_to_obs
 from sb3_ppo_variants.arguments import require, require_choice
 from sb3_ppo_variants.vec_env import worker
 from sb3_ppo_variants.vec_env.layout import SharedArrays, anonymous_file
-from sb3_ppo_variants.vec_env.worker import EnvChunk, Failure, WorkerDiedError, failure_of
+from sb3_ppo_variants.vec_env.worker import Failure, WorkerDiedError
 
 # Seconds that workers have to close their environments before they are ended.
 CLOSING_SECONDS = 5.0
@@ -230,7 +230,7 @@ class _Worker:
         # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
         inherited = [*others, self.connection] if start_method == "fork" else []
         arguments = (remote, inherited, cloudpickle.dumps(env_fns), first)
-        self._process = context.Process(target=_run, args=arguments, daemon=True)
+        self._process = context.Process(target=worker.run, args=arguments, daemon=True)
         self._process.start()
         remote.close()
 
@@ -240,7 +240,7 @@ class _Worker:
         :raises WorkerDiedError: if it is no longer there
         """
         try:
-            self.connection.send_bytes(_pickled((command, arguments)))
+            self.connection.send_bytes(worker.pickled((command, arguments)))
         except OSError as error:
             raise self._death() from error
 
@@ -277,7 +277,7 @@ class _Worker:
     def ask_to_end(self) -> None:
         """Let the worker close its environments."""
         with contextlib.suppress(OSError):
-            self.connection.send_bytes(_pickled(("close", ())))
+            self.connection.send_bytes(worker.pickled(("close", ())))
 
     def end(self) -> None:
         """Wait for the worker's end, and bring it about where it does not come."""
@@ -293,45 +293,3 @@ class _Worker:
             self._process.kill()
         self._process.join()
         self.connection.close()
-
-
-def _run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int) -> None:
-    """The worker process: makes the environments and obeys commands until the connection ends."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
-    for other in inherited:
-        other.close()
-    try:
-        chunk = EnvChunk(pickle.loads(pickled_env_fns), first)
-    except Exception as error:
-        remote.send_bytes(_pickled(failure_of(error, first)))
-        return
-    remote.send_bytes(_pickled(chunk.spaces()))
-    with contextlib.suppress(EOFError, OSError):  # the parent has ended
-        while (message := pickle.loads(remote.recv_bytes()))[0] != "close":
-            remote.send_bytes(_pickled(_obey(chunk, remote, *message)))
-    chunk.close()
-
-
-def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
-    try:
-        if command == "attach":
-            chunk.arrays = _attached(reduction.recv_handle(remote), *arguments)
-            return None
-        return getattr(chunk, command)(*arguments)
-    except Exception as error:
-        return failure_of(error, chunk.first)
-
-
-def _attached(descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> SharedArrays:
-    try:
-        memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
-    return SharedArrays.over(memory, observation_space, action_space, n_envs)[0]
-
-
-def _pickled(message: Any) -> bytes:
-    try:
-        return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-    except (pickle.PicklingError, AttributeError, TypeError):  # functions and classes defined on the spot
-        return cloudpickle.dumps(message)

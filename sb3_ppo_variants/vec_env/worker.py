@@ -5,10 +5,17 @@ Needs neither torch nor Stable-Baselines3, so that a worker process with plain e
 
 from __future__ import annotations
 
+import contextlib
+import mmap
+import os
+import pickle
+import signal
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import reduction
 from typing import Any, NamedTuple
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 
@@ -187,3 +194,45 @@ def _patched(env: Any) -> gym.Env:
     from stable_baselines3.common.vec_env.patch_gym import _patch_env  # old gym's environments
 
     return _patch_env(env)
+
+
+def run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int) -> None:
+    """The worker process: makes the environments and obeys commands until the connection ends."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
+    for other in inherited:
+        other.close()
+    try:
+        chunk = EnvChunk(pickle.loads(pickled_env_fns), first)
+    except Exception as error:
+        remote.send_bytes(pickled(failure_of(error, first)))
+        return
+    remote.send_bytes(pickled(chunk.spaces()))
+    with contextlib.suppress(EOFError, OSError):  # the parent has ended
+        while (message := pickle.loads(remote.recv_bytes()))[0] != "close":
+            remote.send_bytes(pickled(_obey(chunk, remote, *message)))
+    chunk.close()
+
+
+def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
+    try:
+        if command == "attach":
+            chunk.arrays = _attached(reduction.recv_handle(remote), *arguments)
+            return None
+        return getattr(chunk, command)(*arguments)
+    except Exception as error:
+        return failure_of(error, chunk.first)
+
+
+def _attached(descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> SharedArrays:
+    try:
+        memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+    finally:
+        os.close(descriptor)
+    return SharedArrays.over(memory, observation_space, action_space, n_envs)[0]
+
+
+def pickled(message: Any) -> bytes:
+    try:
+        return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
+    except (pickle.PicklingError, AttributeError, TypeError):  # functions and classes defined on the spot
+        return cloudpickle.dumps(message)
