@@ -43,6 +43,7 @@ _HARDER_V0: dict[str, Any] = {
     "lying_electricity_cost": -8.5 / 4.0,
     "pose_probabilities": (0.5, 0.25, 0.25),
     "walk_ends_on_fall": False,
+    "cube_friction": 0.5,
     "roll_over_height": 0.25,
     "roll_over_pitch": pi * 3.0 / 2.0,
     "lying_bonus": 1.0,

@@ -9,10 +9,13 @@ import os
 import sys
 import weakref
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pybullet_data
+from numpy.typing import ArrayLike, NDArray
 
 from sb3_ppo_variants.envs.quiet import pybullet
 
@@ -29,6 +32,12 @@ CONTACT_ERP = 0.9
 CONE_FRICTION = 0
 """Pyramid friction (0) in place of Bullet's present default, the cone (1). Bullet of 2017 had no cone for
 jointed bodies; with it the robot slips, and OpenAI's agent of 2017 earns half of its return."""
+RESTITUTION = 0.5
+"""Of all that touches; of two that meet, the product counts. Source: Roboschool's own branch of Bullet
+(olegklimov/bullet3, `roboschool_self_collision`), `processContactParameters`."""
+RESTITUTION_SPEED = 0.0
+"""Speed of impact from which on there is restitution, m/s: Bullet of May 2017 did not have today's threshold.
+With both, today's Bullet repeats the trajectories of that branch to 1e-5 until chaos parts them."""
 SORTED_PAIRS = 1
 """Bullet meets touching pairs in the order of their ids (1), not of its tree of bounding boxes, which depends on
 how often the world has ever been stepped: the second half of `World.forget`."""
@@ -41,6 +50,8 @@ HIDDEN = (0, 0)
 """Collision filter (group, mask) of a link that touches nothing."""
 MOVING = (1, -1)
 """Collision filter (group, mask) that Bullet gives what moves: the default group, against all."""
+SAME_PLACE = 1e-7
+"""Points nearer than this are one, m; the value is ours."""
 IDENTITY = (0.0, 0.0, 0.0, 1.0)
 """The unit quaternion (x, y, z, w)."""
 ROOT = -1
@@ -72,8 +83,8 @@ class Body:
     Attributes:
         hinges: the hinges in PyBullet's order, which is the order of torques and joint readings.
         links: PyBullet's number of each link but the root, by name.
-        points: links whose centres of mass are those of all links but the root (two hinges that share a
-            point need one reading); `point_counts`: how many links each stands for.
+        points: links whose centres of mass tell the mean centre of mass of all links but the root:
+            `point_weights` of each, which sum to 1.
 
     :param client: PyBullet client.
     :param body: PyBullet's number for the body, loaded into that client.
@@ -88,10 +99,12 @@ class Body:
             Hinge(info[1].decode(), info[0], info[8], info[9]) for info in joints if info[2] == pybullet.JOINT_REVOLUTE
         ]
         self.links: dict[str, int] = {info[12].decode(): info[0] for info in joints}
-        self.points, self.point_counts = self._distinct_points(joints)
+        self.points, self.point_weights = self._needed_points(joints)
         self._joints = tuple(hinge.joint for hinge in self.hinges)
         # A geom is both seen and touched; asking for the collision shapes of a link that has none crashes.
         self._shaped = sorted({shape[1] for shape in pybullet.getVisualShapeData(body, physicsClientId=client)})
+        for link in range(ROOT, joint_count):
+            _make_springy(client, body, link)
         if self.hinges:
             # PyBullet holds every hinge at speed zero until that motor is given no force.
             self._set_motors(pybullet.POSITION_CONTROL, [0.0] * len(self.hinges))
@@ -151,17 +164,39 @@ class Body:
     def _set_motors(self, mode: int, forces: Sequence[float]) -> None:
         pybullet.setJointMotorControlArray(self.id, self._joints, mode, forces=forces, physicsClientId=self._client)
 
-    def _distinct_points(self, joints: Sequence[tuple[Any, ...]]) -> tuple[list[int], list[int]]:
-        stands_for: dict[int, int] = {}
-        counts: dict[int, int] = {}
+    def _needed_points(self, joints: Sequence[tuple[Any, ...]]) -> tuple[list[int], list[float]]:
+        """Of three centres of mass on one line in one rigid body, two tell the third: it need not be read."""
+        places: dict[int, NDArray[np.float64]] = {}
+        rigid: dict[int, set[int]] = {ROOT: set()}  # the links whose centres are fixed in each rigid body
+        owner = {ROOT: ROOT}
         for info in joints:
             link, parent = info[0], info[16]
-            # In the parent's centre of mass whatever the angle: the joint sits there, the link's own is on it.
-            offset = pybullet.getDynamicsInfo(self.id, link, self._client)[3]
-            same = parent != ROOT and not any(info[14]) and not any(offset)
-            stands_for[link] = stands_for[parent] if same else link
-            counts[stands_for[link]] = counts.get(stands_for[link], 0) + 1
-        return list(counts), list(counts.values())
+            states = pybullet.getLinkState(self.id, link, 0, 1, self._client)
+            places[link] = np.array(states[0])
+            is_fixed = info[2] == pybullet.JOINT_FIXED
+            owner[link] = owner[parent] if is_fixed else link
+            rigid.setdefault(owner[link], set()).add(link)
+            if not is_fixed and _is_one(states[0], states[4]):
+                rigid[owner[parent]].add(link)  # it sits on the hinge, which both bodies share
+        weights = dict.fromkeys(places, 1.0 / max(len(places), 1))
+        for links in rigid.values():
+            for link in sorted(links):
+                _hand_over(link, sorted(links & weights.keys() - {link}), places, weights)
+        return list(weights), list(weights.values())
+
+
+def _hand_over(
+    link: int, others: Sequence[int], places: dict[int, NDArray[np.float64]], weights: dict[int, float]
+) -> None:
+    """Give a link's weight to two of the `others` on one line with it, or one in its place, if there are such."""
+    for a, b in combinations_with_replacement(others, 2):
+        along = places[b] - places[a]
+        share = float(np.dot(places[link] - places[a], along) / max(np.dot(along, along), SAME_PLACE))
+        if _is_one(places[a] + share * along, places[link]):
+            weight = weights.pop(link)
+            weights[a] += (1.0 - share) * weight
+            weights[b] += share * weight
+            return
 
 
 class World:
@@ -193,10 +228,12 @@ class World:
             numSolverIterations=SOLVER_ITERATIONS,
             contactERP=CONTACT_ERP,
             enableConeFriction=CONE_FRICTION,
+            restitutionVelocityThreshold=RESTITUTION_SPEED,
             deterministicOverlappingPairs=SORTED_PAIRS,
             physicsClientId=self.client,
         )
         self.floor = self._load(GROUND_FILE)
+        _make_springy(self.client, self.floor, ROOT)
 
     def add(self, file: str) -> Body:
         """Load the one moving body of an MJCF file of `pybullet_data`."""
@@ -204,14 +241,16 @@ class World:
         self.bodies.append(body)
         return body
 
-    def add_cube(self, edge: float, mass: float, inertia: float) -> Body:
-        """Make a cube: edge in m, mass in kg, moment of inertia about each of its axes in kg·m²."""
+    def add_cube(self, edge: float, mass: float, inertia: float, friction: float) -> Body:
+        """Make a cube: edge in m, mass in kg, inertia about each of its axes in kg·m², lateral friction."""
         half = [edge / 2.0] * 3
         box, client = pybullet.GEOM_BOX, self.client
         shape = pybullet.createCollisionShape(box, halfExtents=half, physicsClientId=client)
         look = pybullet.createVisualShape(box, halfExtents=half, physicsClientId=client)
         number = pybullet.createMultiBody(mass, shape, look, physicsClientId=client)
-        pybullet.changeDynamics(number, ROOT, localInertiaDiagonal=[inertia] * 3, physicsClientId=client)
+        pybullet.changeDynamics(
+            number, ROOT, localInertiaDiagonal=[inertia] * 3, lateralFriction=friction, physicsClientId=client
+        )
         body = Body(client, number)
         self.bodies.append(body)
         return body
@@ -249,6 +288,14 @@ class World:
         path = str(Path(pybullet_data.getDataPath()) / file)
         (body,) = pybullet.loadMJCF(path, flags=COLLISIONS, physicsClientId=self.client)
         return body
+
+
+def _is_one(point: ArrayLike, other: ArrayLike) -> bool:
+    return np.allclose(point, other, rtol=0.0, atol=SAME_PLACE)
+
+
+def _make_springy(client: int, body: int, link: int) -> None:
+    pybullet.changeDynamics(body, link, restitution=RESTITUTION, physicsClientId=client)
 
 
 def _disconnect(client: int) -> None:

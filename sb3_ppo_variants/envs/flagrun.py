@@ -151,6 +151,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
     :param cube_edge: m.
     :param cube_mass: kg.
     :param cube_inertia: about each axis, kg·m².
+    :param cube_friction: its lateral friction, which is multiplied with that of what it touches, 0.8.
     :param throw_period: the cube flies in every so-many-th step, counted from 0, while no steps on the ground are
         to be made up for; 0 for never.
     :param throw_after: and not before this step has passed.
@@ -186,7 +187,8 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
         lying_electricity_cost: float = -2.0 / 5.0,
         cube_edge: float = 0.1,
         cube_mass: float = 1.2,
-        cube_inertia: float = 0.001,
+        cube_inertia: float = 0.002,
+        cube_friction: float = 0.8,
         throw_period: int = 30,
         throw_after: int = 100,
         throw_distance: float = 4.0,
@@ -220,6 +222,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
         self.cube_edge = _positive("cube_edge", cube_edge)
         self.cube_mass = _positive("cube_mass", cube_mass)
         self.cube_inertia = _positive("cube_inertia", cube_inertia)
+        self.cube_friction = checked_number("cube_friction", cube_friction, low=0.0)
         self.throw_period = int(throw_period)
         self.throw_after = int(throw_after)
         self.throw_distance = _positive("throw_distance", throw_distance)
@@ -255,7 +258,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
         return result
 
     def _furnish(self) -> None:
-        self._cube = self._world.add_cube(self.cube_edge, self.cube_mass, self.cube_inertia)
+        self._cube = self._world.add_cube(self.cube_edge, self.cube_mass, self.cube_inertia, self.cube_friction)
 
     def _start_pose(self) -> StartPose:
         weights = self.curriculum.weights() if self.pose_probabilities is None else self.pose_probabilities

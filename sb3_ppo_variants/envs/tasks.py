@@ -289,12 +289,12 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
 
 
 def _checked_action(action: ArrayLike) -> list[float]:
-    array = np.asarray(action, dtype=np.float64)
+    array = np.asarray(action)
     if array.shape != (ACTION_SIZE,):
         raise ValueError(f"action must have shape ({ACTION_SIZE},), got {array.shape}")
-    values: list[float] = array.tolist()
-    # A sum of squares compares false with the limit where any of them is NaN.
-    if not sum([value * value for value in values]) <= ACTION_LIMIT * ACTION_LIMIT:
+    values: list[float] = (array if array.dtype.kind == "f" else array.astype(np.float64)).tolist()
+    # NaN compares false with the limit.
+    if not hypot(*values) <= ACTION_LIMIT:
         raise ValueError(f"action must be finite numbers of at most {ACTION_LIMIT:g} together; got {values}")
     return values
 

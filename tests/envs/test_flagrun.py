@@ -423,7 +423,8 @@ def test_cube_is_the_one_of_roboschool(make: Making) -> None:
     number, client = env._world.bodies[1].id, client_of(env)
     dynamics = pybullet.getDynamicsInfo(number, -1, client)
     assert dynamics[0] == 1.2
-    assert dynamics[2] == (0.001, 0.001, 0.001)
+    assert dynamics[2] == (0.002, 0.002, 0.002)
+    assert dynamics[1] == 0.8
     assert pybullet.getCollisionShapeData(number, -1, client)[0][3] == (0.1, 0.1, 0.1)
     np.testing.assert_array_equal(cube_state(env), [[-1.5, 0.0, 0.05], [0.0, 0.0, 0.0]])
 
@@ -617,6 +618,7 @@ HARDER_KEYWORDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "cube_edge": (0.2, HAIL),
     "cube_mass": (5.0, HAIL),
     "cube_inertia": (0.01, HAIL),
+    "cube_friction": (0.1, HAIL),
     "throw_period": (7, HAIL),
     "throw_after": (20, HAIL),
     "throw_distance": (0.8, HAIL),
