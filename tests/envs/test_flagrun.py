@@ -28,7 +28,14 @@ from sb3_ppo_variants.envs.flagrun import (
 )
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 from tests.envs.test_humanoid_task import KEYWORDS as HUMANOID_KEYWORDS
-from tests.envs.test_humanoid_task import client_of, expected_observation, feet_on_floor, mean_xy, random_actions
+from tests.envs.test_humanoid_task import (
+    PICTURE_KEYWORDS,
+    client_of,
+    expected_observation,
+    feet_on_floor,
+    mean_xy,
+    random_actions,
+)
 
 CONTROL_PERIOD = 0.0165
 HUMANOIDS = {
@@ -668,7 +675,7 @@ def test_every_keyword_of_the_harder_task_has_an_effect(keyword: str) -> None:
 
 def test_keywords_are_all_tried() -> None:
     for task, tried in ((RoboschoolHumanoidFlagrun, {*INHERITED}), (Harder, {*INHERITED, *HARDER_KEYWORDS})):
-        assert {*inspect.signature(task).parameters} - {"render_mode", "width", "height"} == tried
+        assert {*inspect.signature(task).parameters} - PICTURE_KEYWORDS == tried
 
 
 @pytest.mark.parametrize(

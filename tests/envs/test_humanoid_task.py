@@ -201,6 +201,8 @@ def test_start_is_within_its_ranges_and_uses_them() -> None:
     assert np.std(angles) == pytest.approx(0.1 / 3.0**0.5, rel=0.05)
 
 
+PICTURE_KEYWORDS = {"render_mode", "width", "height", "renderer"}
+"""What changes pictures alone; `test_rendering.py` and `test_humanoid_interface.py` try them."""
 KEYWORDS: dict[str, Any] = {
     "alive_bonus": 5.0,
     "fall_penalty": -7.0,
@@ -236,7 +238,7 @@ def test_every_keyword_has_an_effect(keyword: str) -> None:
 
 def test_keywords_are_all_tried() -> None:
     parameters = set(inspect.signature(RoboschoolHumanoid).parameters)
-    assert parameters - {"render_mode", "width", "height"} == set(KEYWORDS)
+    assert parameters - PICTURE_KEYWORDS == set(KEYWORDS)
 
 
 def test_non_finite_state_terminates_and_the_next_episode_is_sound(env: RoboschoolHumanoid) -> None:
