@@ -226,6 +226,7 @@ TURMOIL: dict[str, dict[str, Any]] = {
     "RoboschoolHumanoidFlagrun": {"flag_timeout": 9, "flag_radius": 2.5},
     "RoboschoolHumanoidFlagrunHarder": {
         "flag_timeout": 9,
+        "flag_radius": 2.5,
         "throw_period": 5,
         "throw_after": 0,
         "throw_distance": 1.5,
@@ -239,15 +240,18 @@ TURMOIL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("env_id", IDS)
 @pytest.mark.parametrize("seed", range(2))
 def test_progress_is_never_more_than_the_robot_moved(make: Making, env_id: str, seed: int) -> None:
-    """Whatever happens: new flags, targets set from outside, cubes, falls, the robot put upright by hand."""
+    """Whatever happens: flags reached and missed, targets set from outside, cubes, falls, getting up by hand."""
     env = make(env_id, **TURMOIL[env_id[:-3]])
     flag = env.reset(seed=seed)[1].get("flag")
     rng = np.random.default_rng(seed)
     lying, seen = heights(env)[0] < 0.8, Counter[str]()
     for step in range(180):
-        if rng.random() < 0.1:
-            env.target = tuple(rng.uniform(-20.0, 20.0, 2).tolist())
         before = mean_xy(env)
+        if rng.random() < 0.1:
+            near = rng.uniform(-1.5, 1.5, 2) + before  # mostly within the radius of a flag
+            env.target = tuple((near if step % 2 else rng.uniform(-20.0, 20.0, 2)).tolist())
+        if "Harder" in env_id and rng.random() < 0.1:
+            env._cube.place((), (before[0] + 0.6, before[1], heights(env)[0]), (0.0, 0.0, 0.0, 1.0), (-15.0, 0.0, 0.0))
         if step == 120:
             lift(env)  # as if the robot got up at once, after falling
         info = env.step(rng.uniform(-1.0, 1.0, 17))[4]
@@ -255,6 +259,7 @@ def test_progress_is_never_more_than_the_robot_moved(make: Making, env_id: str, 
         kind = "new flag" if info.get("flag") != flag else "crawl" if was_lying and lying else "step"
         flag = info.get("flag")
         seen[kind] += 1
+        seen["hit"] += any(point[2] == env._world.bodies[-1].id for point in env.robot.body.read_contacts())
         if kind == "new flag":
             assert info["reward_progress"] == info.get("reward_posture", 0.0) == 0.0
         elif kind == "crawl" and "Harder" in env_id:
@@ -263,6 +268,9 @@ def test_progress_is_never_more_than_the_robot_moved(make: Making, env_id: str, 
             assert info["reward_progress"] == pytest.approx(moved_closer(env, before), abs=1e-8)
     assert min(seen["step"], seen["crawl"]) > 10
     assert (seen["new flag"] > 10) == ("Flagrun" in env_id)
+    assert (info.get("flags_reached", 0) > 0) == ("Flagrun" in env_id)
+    if "Harder" in env_id:
+        assert seen["hit"] > 5
 
 
 def test_observation_is_about_the_new_flag(make: Making) -> None:
