@@ -23,6 +23,7 @@ from torch import nn
 import sb3_ppo_variants
 from sb3_ppo_variants import PPOClipPaper, presets
 from sb3_ppo_variants.envs import bullet
+from sb3_ppo_variants.envs.flagrun import RoboschoolHumanoidFlagrun, RoboschoolHumanoidFlagrunHarder
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 from sb3_ppo_variants.evaluation import FEW_ELEMENTS, Perceptron
 
@@ -150,11 +151,16 @@ def rows() -> list[Row]:
 
 
 ROWS = rows()
+TASKS = {
+    "Tasks": RoboschoolHumanoid,
+    "Tasks: Flagrun": RoboschoolHumanoidFlagrun,
+    "Tasks: FlagrunHarder": RoboschoolHumanoidFlagrunHarder,
+}
 
 
 def ours_in(row: Row) -> list[Any]:
     """The classes whose arguments a row is about."""
-    return [RoboschoolHumanoid] if row.section == "Tasks" else ALGORITHMS
+    return [TASKS[row.section]] if row.section in TASKS else ALGORITHMS
 
 
 def parameters_of(classes: list[Any]) -> dict[str, list[Any]]:
@@ -196,7 +202,7 @@ def test_the_arguments_of_the_table_exist() -> None:
 
 def test_the_defaults_of_the_table_hold() -> None:
     for row in ROWS:
-        theirs = [] if row.section == "Tasks" else [PPO]
+        theirs = [] if row.section in TASKS else [PPO]
         for cell, classes in ((row.sb3, theirs), (row.ours, ours_in(row))):
             for token in CODE.findall(cell):
                 if re.fullmatch(r"\w+=.*", token):
@@ -212,6 +218,14 @@ def test_every_argument_of_ours_is_in_the_table() -> None:
         name for name, defaults in ours.items() if any(default not in theirs.get(name, []) for default in defaults)
     }
     assert differing <= {name for row in ROWS for name in CODE.findall(row.argument)}
+
+
+def test_every_keyword_of_the_tasks_is_in_the_table() -> None:
+    named: set[str] = set()
+    for section, task in TASKS.items():  # each adds to what the one before has
+        named |= {name for row in ROWS if row.section == section for name in CODE.findall(row.argument)}
+        pictures = {"render_mode", "width", "height", "renderer"}
+        assert set(inspect.signature(task).parameters) - pictures <= named, section
 
 
 # ------------------------------------------------------------------ what the table says and no other module holds

@@ -3,10 +3,16 @@
 TinyRenderer, which needs neither display nor GPU, draws what moves; on a ground that fills the frame it would
 spend ten times as long. As the camera only ever shifts, the place on the ground that a pixel sees is the same in every
 frame but for that shift: so lawn, shadows and sky are computed with NumPy and put behind the robot. Nothing
-is added to the simulation but a flag, where there is one, that touches nothing and weighs nothing.
+is added to the simulation but a mask and, where there is one, a flag, which touch nothing and weigh nothing.
+
+With `load_egl` PyBullet's EGL plugin draws instead, on a GPU where there is one; the rest stays the same.
 """
 
+import importlib.util
+import subprocess
+import sys
 import time
+from functools import cache
 from math import hypot, radians, tan
 
 import numpy as np
@@ -40,6 +46,8 @@ SHADOWS: dict[str, float] = {
     "left_lower_arm": 0.12,
 }
 """Radius, m, of the soft round shadow below each of these links."""
+TORSO_SHADOW, HEAD_SHADOW = 0.22, 0.13
+"""Radii, m, of those below the root's centre of mass and below the head: a robot that lies shows them."""
 SHADOW_REACH = 2.0
 """No shadow is farther than this from the robot, m."""
 
@@ -58,6 +66,8 @@ CLOTHES: dict[str, Colour] = {
 """Colour, RGB of 255, of each link that is not bare skin; the torso wears the shirt, but for its head."""
 HEAD_SHAPE = 1
 """The head among the shapes of the torso."""
+MASK_SIZE = 1.03
+"""The mask over the head, a ball, in head sizes: OpenGL has but one colour for all the shapes of a link."""
 CUBE: Colour = (190, 60, 220)
 """Colour, RGB of 255, of what moves beside the robot."""
 CUBE_SHADOW = 0.1
@@ -87,6 +97,11 @@ NEAR, FAR = 0.1, 100.0
 LIGHT = (-4.0, -6.0, 10.0)
 """Direction toward the light."""
 
+RENDERERS = ("tiny", "egl")
+"""What can draw a frame: PyBullet's TinyRenderer on the CPU, or OpenGL without a display, through EGL."""
+EGL_MODULE = "eglRenderer"
+"""PyBullet's EGL plugin, a module of its own in PyBullet's wheels for Linux."""
+
 
 class Camera:
     """Dresses the robot, once, and takes pictures of it.
@@ -95,17 +110,20 @@ class Camera:
     :param body: the robot.
     :param width: of a frame, pixels.
     :param height: of a frame, pixels.
+    :param renderer: "tiny", or "egl" where `load_egl` was called for the world before the body was loaded.
     """
 
-    def __init__(self, world: World, body: Body, width: int, height: int) -> None:
+    def __init__(self, world: World, body: Body, width: int, height: int, renderer: str = "tiny") -> None:
         self._client = world.client
         self._body = body
         self._others = [other for other in world.bodies if other is not body]
         self._flag: int | None = None
         self._size = (width, height)
+        self._renderer = pybullet.ER_BULLET_HARDWARE_OPENGL if renderer == "egl" else pybullet.ER_TINY_RENDERER
         self._casters = [body.links[name] for name in SHADOWS]
         self._projection = pybullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, width / height, NEAR, FAR)
         self._dress()
+        self._mask, self._head = self._make_mask()
         self._due = 0.0  # when the window may show the next step, on the monotonic clock, s
         if world.gui:
             pybullet.configureDebugVisualizer(pybullet.COV_ENABLE_GUI, 0, physicsClientId=world.client)
@@ -119,8 +137,7 @@ class Camera:
 
         :param flag: (x, y) of the flag, m, if there is one. As it is often out of sight, an arrow points to it.
         """
-        self._plant(flag)
-        (x, y, _), _, _ = self._body.read_root()
+        x, y = self._arrange(flag)
         width, height = self._size
         _, _, pixels, _, bodies = pybullet.getCameraImage(
             width,
@@ -133,7 +150,7 @@ class Camera:
             lightDiffuseCoeff=0.42,
             lightSpecularCoeff=0.0,
             shadow=0,
-            renderer=pybullet.ER_TINY_RENDERER,
+            renderer=self._renderer,
             physicsClientId=self._client,
         )
         picture = self._background(x, y, flag)
@@ -146,8 +163,7 @@ class Camera:
 
         :param flag: (x, y) of the flag, m, if there is one.
         """
-        self._plant(flag)
-        (x, y, _), _, _ = self._body.read_root()
+        x, y = self._arrange(flag)
         pybullet.resetDebugVisualizerCamera(DISTANCE, YAW, PITCH, (x, y, LOOK_AT_HEIGHT), self._client)
         now = time.monotonic()
         time.sleep(max(0.0, self._due - now))
@@ -159,12 +175,37 @@ class Camera:
         for link, colour in links.items():
             self._paint(self._body, link, colour)
         self._paint(self._body, ROOT, SHIRT)
-        self._paint(self._body, ROOT, SKIN, HEAD_SHAPE)
         for other in self._others:
             self._paint(other, ROOT, CUBE)
 
-    def _paint(self, body: Body, link: int, colour: Colour, shape: int = -1) -> None:
-        pybullet.changeVisualShape(body.id, link, shape, rgbaColor=_rgba(colour), physicsClientId=self._client)
+    def _paint(self, body: Body, link: int, colour: Colour) -> None:
+        pybullet.changeVisualShape(body.id, link, rgbaColor=_rgba(colour), physicsClientId=self._client)
+
+    def _make_mask(self) -> tuple[int, list[float]]:
+        """A ball that hides the head, with the frame of the torso.
+
+        :return: PyBullet's number for it, and the head's (x, y, z) in that frame, m.
+        """
+        shapes = pybullet.getVisualShapeData(self._body.id, physicsClientId=self._client)
+        _, _, _, (radius, _, _), _, centre, *_ = [shape for shape in shapes if shape[1] == ROOT][HEAD_SHAPE]
+        # The root's pose is that of its centre of mass, a shape's place is not relative to it.
+        middle = pybullet.getDynamicsInfo(self._body.id, ROOT, self._client)[3]
+        head = [c - m for c, m in zip(centre, middle, strict=True)]
+        look = pybullet.createVisualShape(
+            pybullet.GEOM_SPHERE,
+            radius=MASK_SIZE * radius,
+            rgbaColor=_rgba(SKIN),
+            visualFramePosition=head,
+            physicsClientId=self._client,
+        )
+        return pybullet.createMultiBody(0.0, -1, look, physicsClientId=self._client), head
+
+    def _arrange(self, flag: tuple[float, float] | None) -> tuple[float, float]:
+        """Put mask and flag where they belong; returns the robot's (x, y), m."""
+        self._plant(flag)
+        position, orientation, _ = self._body.read_root()
+        pybullet.resetBasePositionAndOrientation(self._mask, position, orientation, self._client)
+        return position[0], position[1]
 
     def _plant(self, flag: tuple[float, float] | None) -> None:
         """Put the flag, which is made when there is a first one, where it belongs."""
@@ -244,10 +285,44 @@ class Camera:
         links = pybullet.getLinkStates(self._body.id, self._casters, physicsClientId=self._client)
         casters = [(link[0], radius) for link, radius in zip(links, SHADOWS.values(), strict=True)]
         casters += [(other.read_root()[0], CUBE_SHADOW) for other in self._others]
+        position, orientation, _ = self._body.read_root()
+        head, _ = pybullet.multiplyTransforms(position, orientation, self._head, IDENTITY)
+        casters += [(position, TORSO_SHADOW), (head, HEAD_SHADOW)]
         for (link_x, link_y, _), radius in casters:
             squared = (ground_x - (link_x - x)) ** 2 + (ground_y - (link_y - y)) ** 2
             np.maximum(shade, 1.0 - squared / radius**2, out=shade)
         return 1.0 - SHADE * np.sqrt(shade)
+
+
+def load_egl(client: int) -> None:
+    """Let OpenGL draw what is loaded into a client from now on, on a GPU where there is one.
+
+    The floor must be there before: the plugin crashes on a plane. It tells about its driver on stdout.
+
+    :param client: PyBullet client, without a window.
+    :raises RuntimeError: PyBullet came without the plugin, or there is no EGL driver that it works with.
+    """
+    if not has_egl():
+        raise RuntimeError(
+            'renderer="egl" needs the EGL plugin of PyBullet, part of its Linux wheels, and an OpenGL driver, of a '
+            'GPU or of Mesa (libegl1); renderer="tiny" needs neither.'
+        )
+    pybullet.loadPlugin(_egl_plugin(), f"_{EGL_MODULE}Plugin", physicsClientId=client)
+
+
+@cache
+def has_egl() -> bool:
+    """Whether `load_egl` works here. Found out in a process of its own, which the plugin ends if it does not."""
+    plugin = _egl_plugin()
+    if plugin is None:
+        return False
+    code = f"import pybullet as p; p.connect(p.DIRECT); assert p.loadPlugin({plugin!r}, '_{EGL_MODULE}Plugin') >= 0"
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def _egl_plugin() -> str | None:
+    found = importlib.util.find_spec(EGL_MODULE)
+    return None if found is None else found.origin
 
 
 def _rgba(colour: Colour) -> list[float]:

@@ -19,7 +19,7 @@ from sb3_ppo_variants.envs.humanoid import (
     OBSERVATION_SIZE,
     Humanoid,
 )
-from sb3_ppo_variants.envs.rendering import Camera
+from sb3_ppo_variants.envs.rendering import RENDERERS, Camera, load_egl
 
 MOTOR_COST_SCALE = 4.25
 """17 motors, of which 4 do the walking: Roboschool's reason to charge the humanoid 17/4 of its usual cost."""
@@ -71,9 +71,10 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         next step's progress is toward that.
     :param width: of a rendered frame, pixels.
     :param height: of a rendered frame, pixels.
+    :param renderer: of frames: "tiny" (CPU, works everywhere) or "egl" (OpenGL without a display, for a GPU).
     :raises ValueError: an argument is out of its range, or an action is not 17 finite numbers; in the second
         case the simulation is untouched, and the episode goes on.
-    :raises RuntimeError: `render_mode="human"` without a display.
+    :raises RuntimeError: `render_mode="human"` without a display, or frames by "egl" without a driver.
     """
 
     metadata: ClassVar[dict[str, Any]] = {  # type: ignore[misc]
@@ -109,13 +110,16 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         target: tuple[float, float] = (1000.0, 0.0),
         width: int = 640,
         height: int = 480,
+        renderer: str = "tiny",
     ) -> None:
         arguments = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         EzPickle.__init__(self, **arguments)  # a copy is made from these, with a simulation of its own
         require_choice("render_mode", render_mode, (None, "human", "rgb_array"))
         require("width", width, "an integer >= 1", lambda value: value >= 1, integer=True)
         require("height", height, "an integer >= 1", lambda value: value >= 1, integer=True)
+        require_choice("renderer", renderer, RENDERERS)
         self.render_mode = render_mode
+        self.renderer = renderer
         self.alive_bonus = checked_number("alive_bonus", alive_bonus)
         self.fall_penalty = checked_number("fall_penalty", fall_penalty, high=0.0)
         self.minimum_height = checked_number("minimum_height", minimum_height, low=0.0)
@@ -220,9 +224,13 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
 
     def _open(self) -> None:
         self._world = World(gui=self.render_mode == "human")
+        if self.render_mode == "rgb_array" and self.renderer == "egl":
+            load_egl(self._world.client)
         self.robot = Humanoid(self._world, self.power)
         self._furnish()
-        self._camera = None if self.render_mode is None else Camera(self._world, self.robot.body, *self._frame_size)
+        self._camera = None
+        if self.render_mode is not None:
+            self._camera = Camera(self._world, self.robot.body, *self._frame_size, self.renderer)
         self._broken = False
 
     def _start_pose(self) -> StartPose:

@@ -11,6 +11,7 @@ from itertools import pairwise
 from math import atan2, degrees, hypot, isfinite, pi
 from typing import Any
 
+import cloudpickle
 import gymnasium as gym
 import numpy as np
 import pybullet
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from sb3_ppo_variants.envs import TASKS, register_envs
+from sb3_ppo_variants.envs.bullet import World
 from sb3_ppo_variants.envs.flagrun import (
     POSES,
     Curriculum,
@@ -28,7 +30,15 @@ from sb3_ppo_variants.envs.flagrun import (
 )
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 from tests.envs.test_humanoid_task import KEYWORDS as HUMANOID_KEYWORDS
-from tests.envs.test_humanoid_task import client_of, expected_observation, feet_on_floor, mean_xy, random_actions
+from tests.envs.test_humanoid_task import (
+    MOTOR_JOINTS,
+    PICTURE_KEYWORDS,
+    client_of,
+    expected_observation,
+    feet_on_floor,
+    mean_xy,
+    random_actions,
+)
 
 CONTROL_PERIOD = 0.0165
 HUMANOIDS = {
@@ -181,6 +191,19 @@ def test_a_copy_has_the_same_settings_and_a_simulation_of_its_own(make: Making, 
     copy_of_it.close()
 
 
+@pytest.mark.parametrize("env_id", [*IDS, "GridWorld-v0"])
+@pytest.mark.filterwarnings(NEWER_VERSION)
+def test_a_constructor_and_what_it_makes_can_be_sent_to_a_worker(env_id: str) -> None:
+    make = pickle.loads(cloudpickle.dumps(lambda: gym.make(f"sb3_ppo_variants:{env_id}")))
+    with make() as env, pickle.loads(pickle.dumps(env)) as sent, gym.make(env_id) as expected:
+        assert env.spec is not None
+        assert env.spec.id == env_id
+        action = expected.action_space.sample()
+        for made in (env, sent):
+            np.testing.assert_equal(made.reset(seed=1), expected.reset(seed=1))
+            np.testing.assert_equal(made.step(action), expected.step(action))
+
+
 @pytest.mark.parametrize("name", [name for name in HUMANOIDS if name != "RoboschoolHumanoid"])
 def test_non_finite_state_terminates_and_the_next_episode_is_sound(make: Making, name: str) -> None:
     env = make(f"{name}-v1")
@@ -203,6 +226,7 @@ TURMOIL: dict[str, dict[str, Any]] = {
     "RoboschoolHumanoidFlagrun": {"flag_timeout": 9, "flag_radius": 2.5},
     "RoboschoolHumanoidFlagrunHarder": {
         "flag_timeout": 9,
+        "flag_radius": 2.5,
         "throw_period": 5,
         "throw_after": 0,
         "throw_distance": 1.5,
@@ -216,15 +240,18 @@ TURMOIL: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("env_id", IDS)
 @pytest.mark.parametrize("seed", range(2))
 def test_progress_is_never_more_than_the_robot_moved(make: Making, env_id: str, seed: int) -> None:
-    """Whatever happens: new flags, targets set from outside, cubes, falls, the robot put upright by hand."""
+    """Whatever happens: flags reached and missed, targets set from outside, cubes, falls, getting up by hand."""
     env = make(env_id, **TURMOIL[env_id[:-3]])
     flag = env.reset(seed=seed)[1].get("flag")
     rng = np.random.default_rng(seed)
     lying, seen = heights(env)[0] < 0.8, Counter[str]()
     for step in range(180):
-        if rng.random() < 0.1:
-            env.target = tuple(rng.uniform(-20.0, 20.0, 2).tolist())
         before = mean_xy(env)
+        if rng.random() < 0.1:
+            near = rng.uniform(-1.5, 1.5, 2) + before  # mostly within the radius of a flag
+            env.target = tuple((near if step % 2 else rng.uniform(-20.0, 20.0, 2)).tolist())
+        if "Harder" in env_id and rng.random() < 0.1:
+            env._cube.place((), (before[0] + 0.6, before[1], heights(env)[0]), (0.0, 0.0, 0.0, 1.0), (-15.0, 0.0, 0.0))
         if step == 120:
             lift(env)  # as if the robot got up at once, after falling
         info = env.step(rng.uniform(-1.0, 1.0, 17))[4]
@@ -232,6 +259,7 @@ def test_progress_is_never_more_than_the_robot_moved(make: Making, env_id: str, 
         kind = "new flag" if info.get("flag") != flag else "crawl" if was_lying and lying else "step"
         flag = info.get("flag")
         seen[kind] += 1
+        seen["hit"] += any(point[2] == env._world.bodies[-1].id for point in env.robot.body.read_contacts())
         if kind == "new flag":
             assert info["reward_progress"] == info.get("reward_posture", 0.0) == 0.0
         elif kind == "crawl" and "Harder" in env_id:
@@ -240,6 +268,9 @@ def test_progress_is_never_more_than_the_robot_moved(make: Making, env_id: str, 
             assert info["reward_progress"] == pytest.approx(moved_closer(env, before), abs=1e-8)
     assert min(seen["step"], seen["crawl"]) > 10
     assert (seen["new flag"] > 10) == ("Flagrun" in env_id)
+    assert (info.get("flags_reached", 0) > 0) == ("Flagrun" in env_id)
+    if "Harder" in env_id:
+        assert seen["hit"] > 5
 
 
 def test_observation_is_about_the_new_flag(make: Making) -> None:
@@ -256,9 +287,12 @@ def test_observation_is_about_the_new_flag(make: Making) -> None:
 
 
 @pytest.mark.parametrize(("env_id", "timeout"), [(IDS[2], 200), (IDS[3], 150), (IDS[4], 200), (IDS[5], 150)])
-def test_flags_last_their_time_and_the_first_one_step_less(make: Making, env_id: str, timeout: int) -> None:
+def test_flags_last_their_time_and_the_first_one_step_less(
+    make: Making, monkeypatch: pytest.MonkeyPatch, env_id: str, timeout: int
+) -> None:
     env = make(env_id, flag_radius=0.0)
     targets = [env.reset(seed=4)[1]["target"]]
+    monkeypatch.setattr(World, "step", lambda _: None)  # flags come whether it moves or not
     for _ in range(2 * timeout):
         info = env.step(np.zeros(17))[4]
         targets.append(info["target"])
@@ -283,12 +317,16 @@ def test_a_flag_is_reached_within_a_metre(make: Making) -> None:
     assert env.reset()[1]["flags_reached"] == 0
 
 
-def flags(env: RoboschoolHumanoidFlagrun, first: bool, count: int = 400) -> NDArray[np.float64]:
-    """Flags of as many episodes, or the later ones of one episode; shape (count, 2)."""
-    targets = [env.reset(seed=0)[1]["target"]]
-    while len(targets) < count + 1:
-        targets.append(env.reset()[1]["target"] if first else env.step(np.zeros(17))[4]["target"])
-    return np.array(targets[1:])
+def first_flags(env: RoboschoolHumanoidFlagrun, count: int = 400) -> NDArray[np.float64]:
+    """The first flags of as many episodes; shape (count, 2)."""
+    env.reset(seed=0)
+    return np.array([env.reset()[1]["target"] for _ in range(count)])
+
+
+def later_flags(env: RoboschoolHumanoidFlagrun, count: int = 400) -> NDArray[np.float64]:
+    """The flags of an episode after its first; shape (count, 2)."""
+    env.reset(seed=0)
+    return np.array([env.step(np.zeros(17))[4]["target"] for _ in range(count)])
 
 
 def assert_uniform(values: NDArray[np.float64], low: float, high: float) -> None:
@@ -301,7 +339,7 @@ def assert_uniform(values: NDArray[np.float64], low: float, high: float) -> None
 
 
 def test_first_flag_is_straight_ahead_in_half_of_the_episodes(make: Making) -> None:
-    first = flags(make("RoboschoolHumanoidFlagrun-v1"), first=True)
+    first = first_flags(make("RoboschoolHumanoidFlagrun-v1"))
     straight = first[first[:, 1] == 0.0]
     assert abs(len(straight) / 400 - 0.5) < 0.083  # 3.3 standard deviations
     assert_uniform(straight[:, 0], 13.125, 26.25)
@@ -310,11 +348,11 @@ def test_first_flag_is_straight_ahead_in_half_of_the_episodes(make: Making) -> N
     assert_uniform(others[:, 1], -6.25, 6.25)
 
 
-def test_flags_are_anywhere_otherwise(make: Making) -> None:
-    for targets in (
-        flags(make("RoboschoolHumanoidFlagrun-v1", flag_timeout=1), first=False),
-        flags(make("RoboschoolHumanoidFlagrun-v0"), first=True),
-    ):
+def test_flags_are_anywhere_otherwise(make: Making, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = first_flags(make("RoboschoolHumanoidFlagrun-v0"))
+    env = make("RoboschoolHumanoidFlagrun-v1", flag_timeout=1)
+    monkeypatch.setattr(World, "step", lambda _: None)  # flags come whether it moves or not
+    for targets in (first, later_flags(env)):
         assert_uniform(targets[:, 0], -13.125, 13.125)
         assert_uniform(targets[:, 1], -6.25, 6.25)
         assert abs(np.asarray(np.corrcoef(targets.T))[0, 1]) < 0.17
@@ -324,6 +362,30 @@ def test_the_target_is_no_keyword_of_the_flag_tasks() -> None:
     for task in (RoboschoolHumanoidFlagrun, Harder):
         with pytest.raises(TypeError, match="target"):
             task(target=(1.0, 2.0))
+
+
+# ------------------------------------------------------------------ starts
+
+
+@pytest.mark.parametrize(("env_id", "yaw"), [*zip(IDS, (0.0, pi / 16, 3.14, pi / 16, 3.14, pi / 16), strict=True)])
+def test_yaw_and_joints_at_the_start_are_uniform(make: Making, env_id: str, yaw: float) -> None:
+    env = make(env_id, **({"pose_probabilities": UPRIGHT} if "Harder" in env_id else {}))
+    yaws, angles = [], []
+    env.reset(seed=0)
+    for _ in range(150):
+        env.reset()
+        assert env.robot.torso_height == 1.4
+        assert not any(env.robot.torso_velocity)
+        (_, quaternion), client = pybullet.getBasePositionAndOrientation(env.robot.body.id, env.client), env.client
+        yaws.append(pybullet.getEulerFromQuaternion(quaternion)[2])
+        angles.append([s[0] for s in pybullet.getJointStates(env.robot.body.id, MOTOR_JOINTS, physicsClientId=client)])
+    if yaw:
+        assert_uniform(np.array(yaws), -yaw, yaw)
+    else:
+        assert not any(yaws)
+    assert_uniform(np.ravel(angles), -0.1, 0.1)
+    for hinge in np.array(angles).T:
+        assert_uniform(hinge, -0.1, 0.1)
 
 
 # ------------------------------------------------------------------ getting up and falling
@@ -670,7 +732,7 @@ def test_every_keyword_of_the_harder_task_has_an_effect(keyword: str) -> None:
 
 def test_keywords_are_all_tried() -> None:
     for task, tried in ((RoboschoolHumanoidFlagrun, {*INHERITED}), (Harder, {*INHERITED, *HARDER_KEYWORDS})):
-        assert {*inspect.signature(task).parameters} - {"render_mode", "width", "height"} == tried
+        assert {*inspect.signature(task).parameters} - PICTURE_KEYWORDS == tried
 
 
 @pytest.mark.parametrize(

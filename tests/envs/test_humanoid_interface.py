@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 from sb3_ppo_variants.envs import TASKS, register_envs
+from sb3_ppo_variants.envs.bullet import World
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 
 ENV_ID = "RoboschoolHumanoid-v1"
@@ -56,15 +57,15 @@ def test_checkers_find_nothing_to_warn_of() -> None:
         sb3_check_env(env.unwrapped)
 
 
-def test_time_limit_truncates_at_step_1000() -> None:
-    # An absurd floor for the torso keeps the episode from ending before its time.
-    with gym.make(ENV_ID, minimum_height=0.0) as env:
+def test_time_limit_truncates_at_step_1000(monkeypatch: pytest.MonkeyPatch) -> None:
+    with gym.make(ENV_ID) as env:
         env.reset(seed=0)
+        monkeypatch.setattr(World, "step", lambda _: None)  # it stays where it is, and the episode goes on
         ends = [env.step(np.zeros(17))[2:4] for _ in range(1000)]
     assert ends == [(False, False)] * 999 + [(False, True)]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_used_environment_repeats_a_fresh_one_bit_for_bit(seed: int) -> None:
     fresh, used = RoboschoolHumanoid(), RoboschoolHumanoid()
     for other in range(3):
