@@ -248,7 +248,7 @@ def test_a_worker_that_dies_ends_everything_within_seconds(when: str) -> None:
     before = children()
     env = fork(functions("box", "box", 4))
     env.reset()
-    victim = env._workers[1]._process.pid
+    victim = env._chunks[1]._process.pid
     assert victim is not None
     if when == "during":
         os.kill(victim, signal.SIGSTOP)
@@ -256,7 +256,7 @@ def test_a_worker_that_dies_ends_everything_within_seconds(when: str) -> None:
     os.kill(victim, signal.SIGKILL)
     started = time.monotonic()
     if when == "between":
-        env._workers[1]._process.join()
+        env._chunks[1]._process.join()
     go_on = env.step_wait if when == "during" else partial(env.step, np.zeros((4, 2), np.float32))
     with pytest.raises(WorkerDiedError, match="environments 2 to 3 ended by signal SIGKILL"):
         go_on()
@@ -294,7 +294,7 @@ from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
 if __name__ == "__main__":
     env = SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 4, n_workers=2, start_method=sys.argv[1])
     env.reset()
-    print(*[w._process.pid for w in env._workers], flush=True)
+    print(*[w._process.pid for w in env._chunks], flush=True)
     while True:
         env.step(__import__("numpy").zeros(4, dtype=int))
 """
