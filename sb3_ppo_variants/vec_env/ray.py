@@ -296,11 +296,10 @@ class RayVecEnv(ChunkedVecEnv):
         self.closed = True
         self._pending, self.waiting = {}, False
         if self._connection.alive:  # else whoever ended Ray ended the actors
-            started = [actor for actor in self._chunks if actor.started]
-            closing = [actor.send("close") for actor in started]
+            closing = [actor.send("close") for actor in self._chunks if actor.running]
             if closing:
                 ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
-            for actor in started:
+            for actor in self._chunks:
                 actor.kill()
         self._connection.leave()
 
@@ -314,17 +313,14 @@ class _Actor(Chunk):
         # Ray itself would restart an actor without its environments.
         self._class = ray.remote(num_cpus=num_cpus, max_restarts=0, max_task_retries=0)(EnvActor)
         self._handle: Any = None
+        self.running = False
+        """whether it made its environments, and was not found lost since"""
         self.spaces: Any = None
         self.place = "not placed yet"
         self.restarts = 0
         self.attributes: list[dict[str, Any]] = [{} for _ in env_fns]
         self.cut: tuple[Arrays, list[dict[str, Any]]] | None = None
         """of a replacement that no step has told of: what its reset gave, and the infos"""
-
-    @property
-    def started(self) -> bool:
-        """Whether it was asked to start."""
-        return self._handle is not None
 
     def start(self, spaces: tuple[gym.Space, gym.Space] | None, seeds: list[int | None] | None) -> Any:
         """Begin to start the actor in place of the one before.
@@ -333,13 +329,13 @@ class _Actor(Chunk):
         :param seeds: for a reset at once; None: no reset
         :return: the future answer
         """
-        if self.started:
-            self.kill()  # it may only have been out of reach
+        self.kill()  # the one before may only have been out of reach
         self._handle = self._class.remote()
         return self.send("start", Start(self._pickled_env_fns, self.first, spaces, self.attributes, seeds))
 
     def began(self, answer: Answer) -> None:
         """Take note of what the started actor tells."""
+        self.running = True
         started: Started = answer.value
         self.spaces, self.place = started.spaces, started.place
         self.cut = None if answer.arrays is None else (answer.arrays, started.reset_infos)
@@ -352,8 +348,10 @@ class _Actor(Chunk):
         return self._handle.obey.remote(cloudpickle.dumps((command, arguments)))
 
     def kill(self) -> None:
-        """End the actor's process."""
-        ray.kill(self._handle)
+        """End the actor's process, if there is one."""
+        self.running = False
+        if self._handle is not None:
+            ray.kill(self._handle)
 
 
 def _receive(futures: dict[_Actor, Any]) -> tuple[dict[_Actor, Answer], dict[_Actor, RayError]]:
