@@ -72,6 +72,7 @@ def add_node(cluster: Any) -> Iterator[Callable[[], Any]]:
     yield add
     for node in cluster.worker_nodes & set(nodes):
         cluster.remove_node(node)
+    cluster.wait_for_nodes()  # until Ray has noticed, which the next test may depend on
 
 
 def end_node(cluster: Any, node: Any, env: RayVecEnv) -> None:
