@@ -46,7 +46,7 @@ from sb3_ppo_variants.initialization import normc_
 from sb3_ppo_variants.metrics import MeanMetrics
 from sb3_ppo_variants.optimizer import OptimizerSteps, is_fused, prefer_fused, steps_of
 from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader, samples_of
-from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
+from sb3_ppo_variants.vec_env import ChunkedVecEnv
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 
@@ -124,8 +124,8 @@ class UpdateConstants(NamedTuple):
 class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     """Proximal policy optimisation as the paper's Algorithm 1 runs it, with the surrogate left open.
 
-    Takes every argument of SB3's ``PPO``, in the same order and with the same meaning. While a
-    ``SubprocVecEnv`` or ``SharedMemoryVecEnv`` steps the environments, torch keeps to one thread; updates use all.
+    Takes every argument of SB3's ``PPO``, in the same order and with the same meaning. While a ``SubprocVecEnv``,
+    ``SharedMemoryVecEnv`` or ``RayVecEnv`` steps the environments, torch keeps to one thread; updates use all.
     The defaults are those of the paper's Table 3 (MuJoCo, 1M timesteps) and, where the paper is silent, of the authors'
     code for the standardisation of advantages, the weight of the value loss and the absence of gradient clipping.
 
@@ -498,13 +498,13 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         As SB3's, with ``clip_actions`` and ``bootstrap_on_timeout``. Callbacks find the same names in
         ``locals``: ``actions``, ``clipped_actions`` (what the environment was given), ``values``,
         ``log_probs``, ``new_obs``, ``rewards``, ``dones``, ``infos``, ``n_steps``, … Torch keeps to one thread
-        while the worker processes of a ``SubprocVecEnv`` or ``SharedMemoryVecEnv`` step, as they would fight over
-        the cores.
+        while the worker processes of a ``SubprocVecEnv``, ``SharedMemoryVecEnv`` or ``RayVecEnv`` step, as they
+        would fight over the cores.
 
         :return: False if a callback ended the training
         """
         threads = th.get_num_threads()
-        if isinstance(env.unwrapped, (SubprocVecEnv, SharedMemoryVecEnv)):
+        if isinstance(env.unwrapped, (SubprocVecEnv, ChunkedVecEnv)):
             th.set_num_threads(1)
         try:
             return self._collect(env, callback, rollout_buffer, n_rollout_steps)

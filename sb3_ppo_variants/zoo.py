@@ -52,7 +52,7 @@ NOISE_KEYS = frozenset({"noise_type", "noise_std"})
 PEERS = {"a2c": "stable_baselines3.A2C", "trpo": "sb3_contrib.TRPO"}
 # Ours: how the environments are vectorised. `--vec-env` on the command line wins.
 VEC_ENV_KEY = "vec_env"
-VEC_ENVS = ("dummy", "subproc", "shared_memory")
+VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.
@@ -231,9 +231,20 @@ class _OurExperiments(ExperimentManager):
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
 
-    def create_envs(self, *args: Any, **kwargs: Any) -> VecEnv:
-        """As rl_zoo3's; remembers the environments, to close them if the setup fails."""
-        self._opened.append(super().create_envs(*args, **kwargs))
+    def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
+        """As rl_zoo3's; remembers the environments, to close them if the setup fails.
+
+        Evaluation stays in this process where the training takes the CPUs of a Ray cluster.
+        """
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        chosen = self.vec_env_class
+        if eval_env and chosen.__name__ == "RayVecEnv":
+            self.vec_env_class = DummyVecEnv
+        try:
+            self._opened.append(super().create_envs(n_envs, eval_env, no_log))
+        finally:
+            self.vec_env_class = chosen
         return self._opened[-1]
 
     def setup_experiment(self) -> Any:
@@ -286,18 +297,13 @@ class _OurExperiments(ExperimentManager):
         check_names("config key", self.custom_hyperparams or {}, allowed)
 
     def _choose_vec_env(self, name: str | None) -> None:
-        from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
-
-        from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
-
         if name is None:
             return
         check_names(VEC_ENV_KEY, [name], VEC_ENVS)
         # rl_zoo3's parser does not tell its default from what the user asked for.
         on_command_line = any(argument.startswith("--vec") for argument in sys.argv[1:])
         if self.default_vec_env_cls is None and not on_command_line:
-            classes = {"dummy": DummyVecEnv, "subproc": SubprocVecEnv, "shared_memory": SharedMemoryVecEnv}
-            self.vec_env_class = classes[name]
+            self.vec_env_class = _vec_env_class(name)
 
     def objective(self, trial: optuna.Trial) -> float:
         """As rl_zoo3's, but it prunes only what diverged: there every ValueError and AssertionError is pruned."""
@@ -314,6 +320,28 @@ class _OurExperiments(ExperimentManager):
             if cause is None or "invalid values" in str(cause):
                 raise
             raise cause from None
+
+
+def _vec_env_class(name: str) -> type[VecEnv]:
+    """The class that one of ``VEC_ENVS`` stands for.
+
+    :raises ValueError: for one whose extra is not installed
+    """
+    from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
+
+    from sb3_ppo_variants import vec_env
+
+    if name == "ray":
+        try:
+            return vec_env.RayVecEnv
+        except ImportError as error:
+            raise ValueError(f"{VEC_ENV_KEY}: ray cannot be used: {error}") from error
+    classes: dict[str, type[VecEnv]] = {
+        "dummy": DummyVecEnv,
+        "subproc": SubprocVecEnv,
+        "shared_memory": vec_env.SharedMemoryVecEnv,
+    }
+    return classes[name]
 
 
 class _WordsAndLiterals(argparse.Action):

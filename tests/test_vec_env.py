@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from copy import deepcopy
 from functools import partial
 from typing import Any
 
@@ -22,100 +21,11 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_ppo_variants import PPOClipPaper
 from sb3_ppo_variants.vec_env import EnvironmentRaisedError, SharedMemoryVecEnv, WorkerDiedError
-
-BOX = spaces.Box(-1, 1, (3,), np.float32)
-OBSERVATIONS: dict[str, spaces.Space] = {
-    "box": BOX,
-    "image": spaces.Box(0, 255, (4, 5, 3), np.uint8),
-    "discrete": spaces.Discrete(7),
-    "multi-discrete": spaces.MultiDiscrete([3, 4]),
-    "multi-binary": spaces.MultiBinary(5),
-    "dict": spaces.Dict({"a": BOX, "b": spaces.Box(0, 255, (4, 4, 1), np.uint8), "c": spaces.Discrete(3)}),
-    "tuple": spaces.Tuple([BOX, spaces.Discrete(3)]),
-}
-ACTIONS: dict[str, spaces.Space] = {
-    "box": spaces.Box(-2, 2, (2,), np.float32),
-    "discrete": spaces.Discrete(4),
-    "multi-discrete": spaces.MultiDiscrete([3, 2]),
-    "multi-binary": spaces.MultiBinary(3),
-    "scalar-box": spaces.Box(-1, 1, (), np.float32),
-}
-
-
-class RandomEnv(gym.Env):
-    """Random observations from the environment's own generator; ends, and is cut, at random."""
-
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
-
-    def __init__(self, observation_space: spaces.Space, action_space: spaces.Space, trouble_at: int = -1):
-        self.observation_space, self.action_space = deepcopy(observation_space), deepcopy(action_space)
-        self.render_mode = "rgb_array"
-        self.trouble_at = trouble_at
-        self.n_steps = 0
-
-    def _observation(self) -> Any:
-        return self.observation_space.sample()
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        super().reset(seed=seed)
-        if seed is not None:
-            self.observation_space.seed(seed)
-        return self._observation(), {"options": options, "drawn": self.np_random.random()}
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        self.n_steps += 1
-        if self.n_steps == self.trouble_at:
-            raise ZeroDivisionError("trouble as ordered")
-        reward = float(np.sum(action)) + self.np_random.random()
-        ends, cut = self.np_random.random(2) < 0.2
-        return self._observation(), reward, bool(ends), bool(cut), {"steps": self.n_steps, "action": action}
-
-    def render(self) -> Any:
-        return np.full((2, 2, 3), self.n_steps, np.uint8)
-
-    def add(self, number: int, *, twice: bool = False) -> int:
-        return self.n_steps + number * (2 if twice else 1)
-
-
-def functions(observations: str, actions: str, n_envs: int, troubled: int = -1) -> list[Callable[[], gym.Env]]:
-    def make(index: int) -> Callable[[], gym.Env]:
-        trouble_at = 3 if index == troubled else -1
-        return lambda: TimeLimit(RandomEnv(OBSERVATIONS[observations], ACTIONS[actions], trouble_at), 9)
-
-    return [make(index) for index in range(n_envs)]
+from tests.vec_env_cases import ACTIONS, BOX, OBSERVATIONS, RandomEnv, assert_same, functions, is_running, trajectory
 
 
 def fork(env_fns: list[Callable[[], gym.Env]], n_workers: int = 2) -> SharedMemoryVecEnv:
     return SharedMemoryVecEnv(env_fns, n_workers=n_workers, start_method="fork")
-
-
-def assert_same(ours: Any, theirs: Any) -> None:
-    """Equal values of equal types, in any nesting."""
-    if isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys()
-        for key in theirs:
-            assert_same(ours[key], theirs[key])
-    elif isinstance(theirs, (list, tuple)):
-        assert len(ours) == len(theirs)
-        for our, their in zip(ours, theirs, strict=True):
-            assert_same(our, their)
-    elif isinstance(theirs, np.ndarray):
-        assert ours.dtype == theirs.dtype
-        assert np.array_equal(ours, theirs)
-    else:
-        assert ours == theirs
-
-
-def trajectory(env: Any, n_steps: int = 40) -> list[Any]:
-    env.seed(3)
-    env.set_options({"speed": 2})
-    env.action_space.seed(0)
-    seen = [env.reset(), list(env.reset_infos)]
-    for _ in range(n_steps):
-        actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
-        seen += [env.step(actions), list(env.reset_infos)]
-    env.close()
-    return seen
 
 
 @pytest.mark.parametrize("observations", OBSERVATIONS)
@@ -248,7 +158,7 @@ def test_a_worker_that_dies_ends_everything_within_seconds(when: str) -> None:
     before = children()
     env = fork(functions("box", "box", 4))
     env.reset()
-    victim = env._workers[1]._process.pid
+    victim = env._chunks[1]._process.pid
     assert victim is not None
     if when == "during":
         os.kill(victim, signal.SIGSTOP)
@@ -256,7 +166,7 @@ def test_a_worker_that_dies_ends_everything_within_seconds(when: str) -> None:
     os.kill(victim, signal.SIGKILL)
     started = time.monotonic()
     if when == "between":
-        env._workers[1]._process.join()
+        env._chunks[1]._process.join()
     go_on = env.step_wait if when == "during" else partial(env.step, np.zeros((4, 2), np.float32))
     with pytest.raises(WorkerDiedError, match="environments 2 to 3 ended by signal SIGKILL"):
         go_on()
@@ -294,7 +204,7 @@ from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
 if __name__ == "__main__":
     env = SharedMemoryVecEnv([lambda: gym.make("CartPole-v1")] * 4, n_workers=2, start_method=sys.argv[1])
     env.reset()
-    print(*[w._process.pid for w in env._workers], flush=True)
+    print(*[w._process.pid for w in env._chunks], flush=True)
     while True:
         env.step(__import__("numpy").zeros(4, dtype=int))
 """
@@ -316,14 +226,6 @@ def test_nothing_survives_the_parent(end: signal.Signals, start_method: str, tmp
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in workers)
     assert "leaked" not in errors  # Python's own complaint about segments and semaphores
-
-
-def is_running(pid: int) -> bool:
-    try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_training_gives_what_dummy_vec_env_gives() -> None:

@@ -304,6 +304,29 @@ def test_the_command_line_wins_over_the_config(
     assert manager.vec_env_class is DummyVecEnv
 
 
+@pytest.mark.slow  # Ray takes seconds to start
+def test_ray_steps_the_training_and_evaluation_stays_here(make_manager: Factory, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    from sb3_ppo_variants.vec_env import RayVecEnv
+
+    manager = make_manager(config=write_config(tmp_path, vec_env="ray"))
+    model, _ = manager.setup_experiment()
+    evaluation = manager.create_envs(1, eval_env=True)
+    assert isinstance(evaluation.unwrapped, DummyVecEnv)
+    assert manager.vec_env_class is RayVecEnv
+    assert isinstance(model.get_env().unwrapped, RayVecEnv)
+    model.get_env().close()
+
+
+def test_ray_that_is_not_installed_is_named(build: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    monkeypatch.delitem(sys.modules, "sb3_ppo_variants.vec_env.ray", raising=False)
+    with pytest.raises(
+        ValueError, match=r"vec_env: ray cannot be used: RayVecEnv needs the \[ray\] extra: pip install"
+    ):
+        build(config=write_config(tmp_path, vec_env="ray"))
+
+
 def test_an_unknown_vec_env_is_refused(build: Factory, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"unknown vec_env 'subprocess', did you mean 'subproc'\?"):
         build(config=write_config(tmp_path, vec_env="subprocess"))

@@ -11,12 +11,28 @@ from typing import TYPE_CHECKING, Any
 from sb3_ppo_variants.vec_env.worker import EnvironmentRaisedError, WorkerDiedError
 
 if TYPE_CHECKING:
+    from sb3_ppo_variants.vec_env.chunked import ChunkedVecEnv
+    from sb3_ppo_variants.vec_env.ray import ActorLostWarning, RayVecEnv
     from sb3_ppo_variants.vec_env.shared_memory import SharedMemoryVecEnv
 
-__all__ = ["EnvironmentRaisedError", "SharedMemoryVecEnv", "WorkerDiedError"]
+__all__ = [
+    "ActorLostWarning",
+    "ChunkedVecEnv",
+    "EnvironmentRaisedError",
+    "RayVecEnv",
+    "SharedMemoryVecEnv",
+    "WorkerDiedError",
+]
+
+_MODULES = {
+    "ActorLostWarning": "ray",
+    "ChunkedVecEnv": "chunked",
+    "RayVecEnv": "ray",
+    "SharedMemoryVecEnv": "shared_memory",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name != "SharedMemoryVecEnv":
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return importlib.import_module(f"{__name__}.shared_memory").SharedMemoryVecEnv
+    return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

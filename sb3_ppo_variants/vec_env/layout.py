@@ -1,4 +1,4 @@
-"""Where observations, actions, rewards and ends of all environments lie in the memory that processes share."""
+"""Where observations, actions, rewards and ends of several environments lie in one piece of memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _ARRAY_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.Multi
 
 
 class SharedArrays(NamedTuple):
-    """Arrays over all ``N`` environments, in shared memory."""
+    """Arrays over ``N`` environments, in memory that processes share or in their own."""
 
     observations: dict[Any, np.ndarray]
     """``(N, *shape)`` of each part of the observation space, by its key; by None where it has no parts"""
@@ -35,7 +35,7 @@ class SharedArrays(NamedTuple):
     ) -> tuple[SharedArrays, int]:
         """The arrays laid out in ``memory``, and the bytes that they take.
 
-        :param memory: None: the arrays are laid out in memory of their own, to learn the bytes
+        :param memory: None: the arrays get memory of their own
         """
         end = 0
 
@@ -52,6 +52,12 @@ class SharedArrays(NamedTuple):
         observations = {key: place(*_shape_and_dtype(part)) for key, part in parts_of(observation_space).items()}
         actions = place(*_shape_and_dtype(action_space)) if isinstance(action_space, _ARRAY_SPACES) else None
         return cls(observations, actions, place((), np.float32), place((), np.bool_)), max(end, 1)
+
+    def rows(self, part: slice) -> SharedArrays:
+        """The same memory, of the environments in ``part`` only."""
+        observations = {key: array[part] for key, array in self.observations.items()}
+        actions = None if self.actions is None else self.actions[part]
+        return SharedArrays(observations, actions, self.rewards[part], self.dones[part])
 
 
 def parts_of(space: spaces.Space) -> dict[Any, spaces.Space]:

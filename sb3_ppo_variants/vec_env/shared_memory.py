@@ -9,27 +9,26 @@ import os
 import pickle
 import signal
 import time
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from multiprocessing import connection, reduction
 from typing import Any
 
 import cloudpickle
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvIndices, VecEnvObs, VecEnvStepReturn
-from stable_baselines3.common.vec_env.util import dict_to_obs
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
-from sb3_ppo_variants.arguments import require, require_choice
+from sb3_ppo_variants.arguments import require_choice
 from sb3_ppo_variants.vec_env import worker
+from sb3_ppo_variants.vec_env.chunked import Chunk, ChunkedVecEnv, raise_failures, require_chunks
 from sb3_ppo_variants.vec_env.layout import SharedArrays, anonymous_file
-from sb3_ppo_variants.vec_env.worker import Failure, WorkerDiedError
+from sb3_ppo_variants.vec_env.worker import WorkerDiedError
 
 # Seconds that workers have to close their environments before they are ended.
 CLOSING_SECONDS = 5.0
 
 
-class SharedMemoryVecEnv(VecEnv):
+class SharedMemoryVecEnv(ChunkedVecEnv):
     """Environments in worker processes, several to each, with observations and actions in shared memory.
 
     Gives what SB3's ``DummyVecEnv`` gives for the same seeds, whatever the number of workers. Takes any gymnasium
@@ -53,30 +52,26 @@ class SharedMemoryVecEnv(VecEnv):
         n_workers: int | None = None,
         start_method: str | None = None,
     ):
+        require_chunks(env_fns, "n_workers", n_workers)
         n_envs = len(env_fns)
-        if n_envs == 0:
-            raise ValueError("env_fns must hold at least one function; got none")
-        allowed = f"an integer from 1 to the number of environments, {n_envs}, or None"
-        in_range: Callable[[Any], bool] = lambda value: 1 <= value <= n_envs  # noqa: E731
-        require("n_workers", n_workers, allowed, in_range, integer=True, optional=True)
         methods = multiprocessing.get_all_start_methods()
         if start_method is None:
             start_method = "forkserver" if "forkserver" in methods else "spawn"
         require_choice("start_method", start_method, methods)
 
-        self.closed = False
-        self.waiting = False
-        self._workers: list[_Worker] = []
+        self._chunks: list[_Worker] = []
         chunks = np.array_split(np.arange(n_envs), n_workers or min(n_envs, len(os.sched_getaffinity(0))))
         try:
             for chunk in chunks:
                 fns = [env_fns[index] for index in chunk]
-                self._workers.append(_Worker(start_method, fns, int(chunk[0]), [w.connection for w in self._workers]))
+                self._chunks.append(
+                    _Worker(start_method, fns, int(chunk[0]), [other.connection for other in self._chunks])
+                )
             observation_space, action_space = self._gather()[0]
             _, size = SharedArrays.over(None, observation_space, action_space, n_envs)
             descriptor = anonymous_file(size)
             try:
-                for started in self._workers:
+                for started in self._chunks:
                     started.share(descriptor, observation_space, action_space, n_envs)
                 memory = mmap.mmap(descriptor, size)
             finally:
@@ -95,13 +90,9 @@ class SharedMemoryVecEnv(VecEnv):
 
         :return: observations, ``(N, *obs_shape)`` or a dict or tuple of such
         """
-        for started in self._workers:
-            part = slice(started.first, started.first + started.n_envs)
-            self._send(started, "reset", self._seeds[part], self._options[part])
-        self.reset_infos = [info for infos in self._gather() for info in infos]
-        self._reset_seeds()
-        self._reset_options()
-        return self._observations()
+        for started in self._chunks:
+            self._send(started, "reset", self._seeds[started.part], self._options[started.part])
+        return self._reset_return(self._gather())
 
     def step_async(self, actions: np.ndarray) -> None:
         """Begin a step.
@@ -112,11 +103,11 @@ class SharedMemoryVecEnv(VecEnv):
         fits = shared is not None and isinstance(actions, np.ndarray) and actions.dtype == shared.dtype
         if shared is not None and fits and actions.shape == shared.shape:
             shared[:] = actions
-            for started in self._workers:
+            for started in self._chunks:
                 self._send(started, "step", None)
         else:  # another type or shape: each environment gets its row as it is
-            for started in self._workers:
-                self._send(started, "step", list(actions[started.first : started.first + started.n_envs]))
+            for started in self._chunks:
+                self._send(started, "step", list(actions[started.part]))
         self.waiting = True
 
     def step_wait(self) -> VecEnvStepReturn:
@@ -126,68 +117,16 @@ class SharedMemoryVecEnv(VecEnv):
         """
         results = self._gather()
         self.waiting = False
-        infos: list[dict[str, Any]] = []
-        for chunk_infos, reset_infos in results:
-            infos += chunk_infos
-            for index, info in reset_infos.items():
-                self.reset_infos[index] = info
-        return self._observations(), self._arrays.rewards.copy(), self._arrays.dones.copy(), infos
+        return self._step_return(results)
 
-    def close(self) -> None:
-        """Close the environments and end the workers."""
-        if not self.closed:
-            self._end_workers()
-
-    def get_images(self) -> Sequence[np.ndarray | None]:
-        """A frame of each environment, where they render to arrays."""
-        if self.render_mode != "rgb_array":
-            warnings.warn(
-                f"The render mode is {self.render_mode}, but this method assumes it is `rgb_array` to obtain images.",
-                stacklevel=2,
-            )
-            return [None] * self.num_envs
-        return self._ask(None, worker.ask_render)
-
-    def has_attr(self, attr_name: str) -> bool:
-        """Whether all environments have an attribute."""
-        return all(self._ask(None, worker.ask_has_attribute, attr_name))
-
-    def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
-        """An attribute of each environment."""
-        return self._ask(indices, worker.ask_attribute, attr_name)
-
-    def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
-        """Set an attribute of each environment."""
-        self._ask(indices, worker.ask_set_attribute, attr_name, value)
-
-    def env_method(
-        self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
-    ) -> Any:
-        """Call a method of each environment."""
-        return self._ask(indices, worker.ask_method, method_name, method_args, method_kwargs)
-
-    def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: VecEnvIndices = None) -> list[bool]:
-        """Whether each environment is wrapped in ``wrapper_class``."""
-        return self._ask(indices, worker.ask_is_wrapped, wrapper_class)
-
-    def _ask(self, indices: VecEnvIndices, ask: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """The environments' answers, in the order of ``indices``; an exception in one of them ends nothing."""
-        wanted = list(self._get_indices(indices))
-        asked = [(started, [index for index in wanted if started.owns(index)]) for started in self._workers]
-        asked = [(started, own) for started, own in asked if own]
+    def _call_chunks(self, calls: list[tuple[_Worker, tuple[Any, ...]]]) -> list[Any]:
         try:
-            for started, own in asked:
-                started.send("call", own, ask, *arguments)
-            answers = [started.receive() for started, _ in asked]
+            for started, arguments in calls:
+                started.send("call", *arguments)
+            return [started.receive() for started, _ in calls]
         except WorkerDiedError:
             self._end_workers()
             raise
-        by_index: dict[int, Any] = {}
-        for (_, own), answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Failure):
-                raise answer.to_exception()
-            by_index.update(zip(own, answer, strict=True))
-        return [by_index[index] for index in wanted]
 
     def _send(self, started: _Worker, command: str, *arguments: Any) -> None:
         try:
@@ -199,35 +138,30 @@ class SharedMemoryVecEnv(VecEnv):
     def _gather(self) -> list[Any]:
         """The answers of all workers; a failure ends all of them."""
         try:
-            answers = [started.receive() for started in self._workers]
-            for answer in answers:
-                if isinstance(answer, Failure):
-                    raise answer.to_exception()
+            answers = [started.receive() for started in self._chunks]
+            raise_failures(answers)
         except Exception:
             self._end_workers()
             raise
         return answers
 
-    def _observations(self) -> VecEnvObs:
-        return dict_to_obs(self.observation_space, {key: a.copy() for key, a in self._arrays.observations.items()})
-
     def _end_workers(self) -> None:
         self.closed = True
         self.waiting = False
-        for started in self._workers:
+        for started in self._chunks:
             started.ask_to_end()
-        for started in self._workers:
+        for started in self._chunks:
             started.end()
 
 
-class _Worker:
+class _Worker(Chunk):
     """The parent's side of a worker process."""
 
     def __init__(
         self, start_method: str, env_fns: list[Callable[[], gym.Env]], first: int, others: list[connection.Connection]
     ):
         context: Any = multiprocessing.get_context(start_method)
-        self.first, self.n_envs = first, len(env_fns)
+        super().__init__(first, len(env_fns))
         self.connection, remote = context.Pipe()
         # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
         inherited = [*others, self.connection] if start_method == "fork" else []
@@ -245,10 +179,6 @@ class _Worker:
             self.connection.send_bytes(worker.pickled((command, arguments)))
         except OSError as error:
             raise self._death() from error
-
-    def owns(self, index: int) -> bool:
-        """Whether the environment ``index`` is one of this worker's."""
-        return self.first <= index < self.first + self.n_envs
 
     def share(self, descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> None:
         """Hand over the memory that the arrays of all ``n_envs`` environments lie in."""
@@ -272,9 +202,7 @@ class _Worker:
         self._process.join(CLOSING_SECONDS)
         code = self._process.exitcode
         how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
-        last = self.first + self.n_envs - 1
-        which = f"environment {self.first}" if last == self.first else f"environments {self.first} to {last}"
-        return WorkerDiedError(f"the worker process {self._process.pid} of {which} ended {how}")
+        return WorkerDiedError(f"the worker process {self._process.pid} of {self.name} ended {how}")
 
     def ask_to_end(self) -> None:
         """Let the worker close its environments."""

@@ -61,7 +61,7 @@ class EnvChunk:
         self.envs: list[gym.Env] = []
         for index, make in enumerate(env_fns):
             self._call(index, lambda make=make: self.envs.append(_patched(make())))
-        self.arrays: SharedArrays | None = None
+        self.arrays: SharedArrays | None = None  # of these environments only
 
     def spaces(self) -> tuple[gym.Space, gym.Space]:
         """The spaces of the first environment."""
@@ -89,7 +89,7 @@ class EnvChunk:
         assert self.arrays is not None
         if actions is None:
             assert self.arrays.actions is not None
-            actions = self.arrays.actions[self.first : self.first + len(self.envs)]
+            actions = self.arrays.actions
         infos, reset_infos = [], {}
         for index, action in enumerate(actions):
             info, reset_info = self._call(index, self._step_one, index, action)
@@ -100,12 +100,12 @@ class EnvChunk:
 
     def _step_one(self, index: int, action: Any) -> tuple[dict[str, Any], dict[str, Any] | None]:
         assert self.arrays is not None
-        env, position = self.envs[index], self.first + index
+        env = self.envs[index]
         # A copy: the memory of the actions is used again.
         action = action.copy() if isinstance(action, np.ndarray) else action
-        observation, self.arrays.rewards[position], terminated, truncated, info = env.step(action)
+        observation, self.arrays.rewards[index], terminated, truncated, info = env.step(action)
         done = bool(terminated or truncated)
-        self.arrays.dones[position] = done
+        self.arrays.dones[index] = done
         info["TimeLimit.truncated"] = bool(truncated and not terminated)
         reset_info = None
         if done:
@@ -117,7 +117,7 @@ class EnvChunk:
     def _store(self, index: int, observation: Any) -> None:
         assert self.arrays is not None
         for key, array in self.arrays.observations.items():
-            array[self.first + index] = observation if key is None else observation[key]
+            array[index] = observation if key is None else observation[key]
 
     def call(self, indices: Sequence[int], ask: Callable[..., Any], *arguments: Any) -> list[Any]:
         """Ask some environments something.
@@ -164,9 +164,10 @@ def ask_has_attribute(env: gym.Env, name: str) -> bool:
     return True
 
 
-def ask_set_attribute(env: gym.Env, name: str, value: Any) -> None:
-    """Set the attribute of the outermost wrapper, as SB3's environments do."""
-    setattr(env, name, value)
+def ask_set_attributes(env: gym.Env, values: dict[str, Any]) -> None:
+    """Set attributes of the outermost wrapper, as SB3's environments do."""
+    for name, value in values.items():
+        setattr(env, name, value)
 
 
 def ask_method(env: gym.Env, name: str, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -216,7 +217,8 @@ def run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int) -
 def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
     try:
         if command == "attach":
-            chunk.arrays = _attached(reduction.recv_handle(remote), *arguments)
+            arrays = _attached(reduction.recv_handle(remote), *arguments)
+            chunk.arrays = arrays.rows(slice(chunk.first, chunk.first + len(chunk.envs)))
             return None
         return getattr(chunk, command)(*arguments)
     except Exception as error:
@@ -232,6 +234,7 @@ def _attached(descriptor: int, observation_space: gym.Space, action_space: gym.S
 
 
 def pickled(message: Any) -> bytes:
+    """A message as bytes, by reference where it can be."""
     try:
         return pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
     except (pickle.PicklingError, AttributeError, TypeError):  # functions and classes defined on the spot

@@ -1,0 +1,115 @@
+"""The worker behind a Ray actor. Needs neither torch nor SB3, so that an actor with plain environments has neither."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import ray
+
+from sb3_ppo_variants.vec_env.layout import SharedArrays
+from sb3_ppo_variants.vec_env.worker import EnvChunk, ask_set_attributes, failure_of, pickled
+
+
+class Arrays(NamedTuple):
+    """What a reset or step gave, over the actor's environments."""
+
+    observations: dict[Any, np.ndarray]
+    """``(n, *shape)`` of each part of the observation space"""
+    rewards: np.ndarray
+    """``(n,)``; of no meaning after a reset"""
+    dones: np.ndarray
+    """``(n,)``; of no meaning after a reset"""
+
+
+class Answer(NamedTuple):
+    """An actor's answer to a command."""
+
+    value: Any
+    """what the chunk's method returned, or a ``Failure``"""
+    arrays: Arrays | None
+    """None for a command that neither resets nor steps"""
+
+
+class Start(NamedTuple):
+    """What an actor needs to make its environments; the last three are for one that replaces another."""
+
+    pickled_env_fns: bytes
+    first: int
+    """index of its first environment among all"""
+    spaces: tuple[gym.Space, gym.Space] | None = None
+    """of all environments; None: not known yet"""
+    attributes: Sequence[dict[str, Any]] = ()
+    """those to set before anything else, by environment"""
+    seeds: Sequence[int | None] | None = None
+    """for a reset at once, by environment; None: no reset"""
+
+
+class Started(NamedTuple):
+    """What a started actor tells of itself."""
+
+    spaces: tuple[gym.Space, gym.Space]
+    place: str
+    """the process and the node that it runs on, for a message"""
+    reset_infos: list[dict[str, Any]]
+    """empty without a reset"""
+
+
+class EnvActor:
+    """Steps a chunk of environments. Messages and answers are bytes, so that nothing fails outside :meth:`obey`."""
+
+    def __init__(self) -> None:
+        self._chunk: EnvChunk | None = None
+
+    def obey(self, message: bytes) -> bytes:
+        """Carry out a command.
+
+        :param message: pickled: the name of a method of ``EnvChunk``, ``"start"`` or ``"attach"``, and its arguments
+        :return: a pickled :class:`Answer`
+        """
+        try:
+            command, arguments = pickle.loads(message)
+            return pickled(self._obey(command, arguments))
+        except Exception as error:
+            return pickled(Answer(failure_of(error, self._chunk.first if self._chunk else 0), None))
+
+    def _obey(self, command: str, arguments: tuple[Any, ...]) -> Answer:
+        if command == "start":
+            return self._start(*arguments)
+        assert self._chunk is not None
+        if command == "attach":
+            self._attach(self._chunk, *arguments)
+            return Answer(None, None)
+        value = getattr(self._chunk, command)(*arguments)
+        return Answer(value, self._arrays(self._chunk) if command in ("reset", "step") else None)
+
+    def _start(self, start: Start) -> Answer:
+        try:
+            self._chunk = chunk = EnvChunk(pickle.loads(start.pickled_env_fns), start.first)
+        except Exception as error:
+            return Answer(failure_of(error, start.first), None)
+        if start.spaces is not None:
+            self._attach(chunk, *start.spaces)
+        for index, values in enumerate(start.attributes, start.first):
+            chunk.call([index], ask_set_attributes, values)
+        started = Started(chunk.spaces(), _place(), [])
+        if start.seeds is None:
+            return Answer(started, None)
+        infos = chunk.reset(start.seeds, [{}] * len(start.seeds))
+        return Answer(started._replace(reset_infos=infos), self._arrays(chunk))
+
+    def _attach(self, chunk: EnvChunk, observation_space: gym.Space, action_space: gym.Space) -> None:
+        chunk.arrays, _ = SharedArrays.over(None, observation_space, action_space, len(chunk.envs))
+
+    def _arrays(self, chunk: EnvChunk) -> Arrays:
+        assert chunk.arrays is not None
+        return Arrays(chunk.arrays.observations, chunk.arrays.rewards, chunk.arrays.dones)
+
+
+def _place() -> str:
+    node = ray.get_runtime_context().get_node_id()
+    return f"process {os.getpid()} on node {ray.util.get_node_ip_address()}, id {node}"

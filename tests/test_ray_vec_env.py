@@ -1,0 +1,564 @@
+"""``RayVecEnv``: what SB3's ``DummyVecEnv`` gives, from Ray actors; and what happens when actors are lost.
+
+The tests that start Ray are slow ones: Ray alone takes seconds to start.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from gymnasium.wrappers import TimeLimit
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+ray = pytest.importorskip("ray")  # before what needs it
+# ruff: noqa: E402
+
+from ray.cluster_utils import Cluster
+
+from sb3_ppo_variants import PPOClipPaper
+from sb3_ppo_variants.vec_env import ActorLostWarning, EnvironmentRaisedError, RayVecEnv, WorkerDiedError
+from tests.vec_env_cases import (
+    ACTIONS,
+    BOX,
+    OBSERVATIONS,
+    DyingEnv,
+    RandomEnv,
+    assert_same,
+    functions,
+    is_running,
+    trajectory,
+)
+
+HEAD_CPUS = 4
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A cluster with one node, to which this process is connected; tests add further nodes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("RAY_ADDRESS", raising=False)
+        started = Cluster(initialize_head=True, head_node_args={"num_cpus": HEAD_CPUS, "include_dashboard": False})
+        ray.init(started.address, log_to_driver=False)
+        yield started
+        ray.shutdown()
+        started.shutdown()
+
+
+@pytest.fixture
+def add_node(cluster: Any) -> Iterator[Callable[[], Any]]:
+    """Adds a node of three CPUs to the cluster, for the time of the test."""
+    nodes: list[Any] = []
+
+    def add() -> Any:
+        nodes.append(cluster.add_node(num_cpus=3))
+        return nodes[-1]
+
+    yield add
+    for node in cluster.worker_nodes & set(nodes):
+        cluster.remove_node(node)
+    cluster.wait_for_nodes()  # until Ray has noticed, which the next test may depend on
+
+
+def end_node(cluster: Any, node: Any, env: RayVecEnv) -> None:
+    """End a node as its machine's failure would: its actors with it, which else outlive it by seconds."""
+    on_node = [pid for pid, actor in zip(processes(env), env._chunks, strict=True) if node.node_id in actor.place]
+    cluster.remove_node(node, allow_graceful=False)
+    for pid in on_node:
+        os.kill(pid, signal.SIGKILL)
+
+
+def on_ray(env_fns: list[Callable[[], gym.Env]], n_actors: int = 2, **kwargs: Any) -> RayVecEnv:
+    return RayVecEnv(env_fns, n_actors, **kwargs)
+
+
+def processes(env: RayVecEnv) -> list[int]:
+    return [int(re.findall(r"process (\d+)", actor.place)[0]) for actor in env._chunks]
+
+
+def dying(tmp_path: Path, where: str, n_envs: int = 4, victim: int = 2) -> list[Callable[[], gym.Env]]:
+    """Environments of which one kills its process the first time that it comes to ``where``."""
+    return [partial(DyingEnv, where if i == victim else "", str(tmp_path / "died")) for i in range(n_envs)]
+
+
+# ------------------------------------------------------------------ without Ray running
+
+
+def test_the_worst_arguments_are_named_before_ray_is_started() -> None:
+    fns = functions("box", "box", 2)
+    with pytest.raises(ValueError, match="env_fns must hold at least one"):
+        RayVecEnv([])
+    for n_actors in (0, 3, 1.5):
+        with pytest.raises(ValueError, match="n_actors must be an integer from 1 to the number of environments, 2"):
+            RayVecEnv(fns, n_actors)  # type: ignore[arg-type]
+    for num_cpus in (-1, 1.5, np.inf, "1"):
+        with pytest.raises(ValueError, match="num_cpus must be a number from 0 to 1 or a larger integer"):
+            RayVecEnv(fns, num_cpus=num_cpus)  # type: ignore[arg-type]
+    for max_restarts in (-1, 0.5):
+        with pytest.raises(ValueError, match="max_restarts must be an integer >= 0"):
+            RayVecEnv(fns, max_restarts=max_restarts)  # type: ignore[arg-type]
+    for start_timeout in (0, np.inf):
+        with pytest.raises(ValueError, match="start_timeout must be a finite number of seconds > 0"):
+            RayVecEnv(fns, start_timeout=start_timeout)
+    assert not ray.is_initialized()
+
+
+@pytest.mark.slow
+def test_without_ray_the_extra_is_named_and_nothing_else_needs_it() -> None:
+    code = """
+import sys
+sys.modules["ray"] = None  # as if it were not installed
+from sb3_ppo_variants import PPOClipPaper
+PPOClipPaper("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(8)
+from sb3_ppo_variants.vec_env import RayVecEnv
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert 'ImportError: RayVecEnv needs the [ray] extra: pip install "sb3-ppo-variants[ray]"' in ended.stderr
+
+
+# ------------------------------------------------------------------ what DummyVecEnv gives
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("observations", OBSERVATIONS)
+def test_equals_dummy_vec_env_for_every_observation_space(cluster: Any, observations: str) -> None:
+    ours = trajectory(on_ray(functions(observations, "box", 5)))
+    assert_same(ours, trajectory(DummyVecEnv(functions(observations, "box", 5))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("actions", ACTIONS)
+def test_equals_dummy_vec_env_for_every_action_space(cluster: Any, actions: str) -> None:
+    ours = trajectory(on_ray(functions("box", actions, 3)))
+    assert_same(ours, trajectory(DummyVecEnv(functions("box", actions, 3))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n_actors", "num_cpus"), [(1, 1), (3, 1), (5, 0.5), (None, 1), (None, 3), (None, 0)])
+def test_the_number_of_actors_changes_nothing(cluster: Any, n_actors: int | None, num_cpus: float) -> None:
+    env = RayVecEnv(functions("dict", "discrete", 5), n_actors, num_cpus=num_cpus)
+    by_default = {1: HEAD_CPUS, 3: 1, 0: HEAD_CPUS}  # of each actor's CPUs
+    assert len(env._chunks) == (n_actors or by_default[int(num_cpus)])
+    assert_same(trajectory(env), trajectory(DummyVecEnv(functions("dict", "discrete", 5))))
+
+
+@pytest.mark.slow
+def test_training_gives_what_dummy_vec_env_gives(cluster: Any) -> None:
+    def train(vec_env_cls: Any, **kwargs: Any) -> Any:
+        env = make_vec_env("CartPole-v1", 4, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
+        model = PPOClipPaper("MlpPolicy", VecNormalize(env), n_steps=32, n_epochs=2, seed=1, device="cpu").learn(256)
+        env.close()
+        return model.get_parameters()["policy"]
+
+    ours, theirs = train(RayVecEnv, n_actors=2), train(DummyVecEnv)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+@pytest.mark.slow
+def test_an_actor_with_plain_environments_imports_neither_torch_nor_sb3(cluster: Any) -> None:
+    env = on_ray([partial(gym.make, "CartPole-v1")], 1)
+    loaded = env._ask(None, lambda _: {"torch", "stable_baselines3", "numpy"} & set(sys.modules))
+    env.close()
+    assert loaded == [{"numpy"}]
+
+
+@pytest.mark.slow
+def test_torch_keeps_to_one_thread_while_actors_step(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch as th
+
+    env = on_ray([partial(gym.make, "CartPole-v1")], 1)
+    model = PPOClipPaper("MlpPolicy", env, n_steps=8, batch_size=8, n_epochs=1, device="cpu")
+    chosen: list[int] = []
+    monkeypatch.setattr(th, "get_num_threads", lambda: 7)
+    monkeypatch.setattr(th, "set_num_threads", chosen.append)
+    model.learn(8)
+    env.close()
+    assert chosen == [1, 7]
+
+
+@pytest.mark.slow
+def test_attributes_methods_wrappers_and_frames(cluster: Any) -> None:
+    env = on_ray(functions("box", "discrete", 5))
+    env.reset()
+    env.step(np.zeros(5, dtype=np.int64))
+    assert env.get_attr("n_steps") == [1] * 5
+    env.env_method("set_wrapper_attr", "n_steps", 7, indices=[4, 1])
+    assert env.get_attr("n_steps") == [1, 7, 1, 1, 7]
+    assert env.get_attr("n_steps", indices=[4, 0]) == [7, 1]
+    assert env.env_method("add", 10, twice=True, indices=1) == [27]  # 7 + 2·10
+    env.set_attr("mark", "here", indices=2)
+    assert env.get_attr("mark", indices=2) == ["here"]
+    assert env.has_attr("n_steps")
+    assert not env.has_attr("mark")  # only one has it
+    with pytest.raises(AttributeError, match="environment 0"):
+        env.get_attr("nothing")
+    assert env.get_attr("n_steps", indices=0) == [1]  # and it goes on
+    assert env.env_is_wrapped(TimeLimit) == [True] * 5
+    assert env.env_is_wrapped(VecNormalize) == [False] * 5  # type: ignore[arg-type]
+    frames = env.get_images()
+    assert [int(frame[0, 0, 0]) for frame in frames] == [1, 7, 1, 1, 7]  # type: ignore[index]
+    picture = env.render()
+    assert picture is not None
+    assert picture.shape[2] == 3
+    env.close()
+    for use in (env.reset, partial(env.get_attr, "n_steps"), partial(env.step, np.zeros(5, dtype=np.int64))):
+        with pytest.raises(RuntimeError, match="this RayVecEnv is closed"):
+            use()
+    env.close()  # again is no harm
+
+
+# ------------------------------------------------------------------ environments that raise
+
+
+@pytest.mark.slow
+def test_an_environment_that_raises_ends_everything_and_is_named(cluster: Any) -> None:
+    env = on_ray(functions("box", "box", 5, troubled=3))
+    workers = processes(env)
+    env.reset()
+    actions = np.zeros((5, 2), np.float32)
+    env.step(actions)
+    env.step(actions)
+    with pytest.raises(EnvironmentRaisedError, match="environment 3 raised a ZeroDivisionError") as caught:
+        env.step(actions)
+    assert "trouble as ordered" in str(caught.value)
+    assert "in step" in str(caught.value)  # the worker's traceback
+    assert env.lost_actors == 0
+    wait_for_the_end_of(workers)
+    env.close()  # again is no harm
+
+
+@pytest.mark.slow
+def test_an_environment_that_cannot_be_made_is_named(cluster: Any) -> None:
+    def impossible() -> gym.Env:
+        raise OSError("no such world")
+
+    with pytest.raises(EnvironmentRaisedError, match=r"environment 2 raised a OSError(.|\n)*no such world"):
+        on_ray([*functions("box", "box", 2), impossible])
+    text = spaces.Text(5)
+    with pytest.raises(TypeError, match="observation space must be one of Box"):
+        on_ray([lambda: RandomEnv(text, BOX)], 1)
+
+
+def wait_for_the_end_of(workers: list[int]) -> None:
+    deadline = time.monotonic() + 20
+    while any(is_running(pid) for pid in workers) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(is_running(pid) for pid in workers)
+
+
+# ------------------------------------------------------------------ lost actors
+
+
+def steps_of(env: Any, n_steps: int) -> list[Any]:
+    return [env.step(np.full((env.num_envs, 2), 0.5, np.float32)) for _ in range(n_steps)]
+
+
+@pytest.mark.slow
+def test_a_loss_during_a_step_truncates_its_episodes_and_no_others(cluster: Any, tmp_path: Path) -> None:
+    def run(folder: Path) -> tuple[list[Any], list[Any], RayVecEnv]:
+        folder.mkdir()
+        env = on_ray(dying(folder, "step 3"))
+        env.seed(5)
+        first = [env.reset()]
+        first += steps_of(env, 2)
+        before = processes(env)[1]
+        warning = f"the Ray actor of environments 2 to 3 .process {before} on node .* was lost; .* made anew"
+        with pytest.warns(ActorLostWarning, match=f"{warning}.*episodes truncated .restart 1 of at most max_restarts"):
+            rest = steps_of(env, 1)
+        rest += steps_of(env, 4)
+        env.close()
+        return first, rest, env
+
+    first, rest, env = run(tmp_path / "a")
+    observations, rewards, dones, infos = rest[0]
+    assert dones.tolist() == [False, False, True, True]
+    assert rewards[2:].tolist() == [0, 0]
+    assert rewards.dtype == np.float32
+    for index in (2, 3):
+        assert set(infos[index]) == {"TimeLimit.truncated", "actor_lost", "terminal_observation"}
+        assert infos[index]["actor_lost"] is True
+        assert infos[index]["TimeLimit.truncated"] is True
+        assert np.array_equal(infos[index]["terminal_observation"], first[-1][0][index])
+    assert not any("actor_lost" in info for step in rest[1:] for info in step[3])
+    assert env.lost_actors == 1
+
+    # The others never notice.
+    theirs = DummyVecEnv(dying(tmp_path, "never"))
+    theirs.seed(5)
+    expected = [theirs.reset(), *steps_of(theirs, 3)]
+    assert_same(observations[:2], expected[-1][0][:2])
+    assert_same(infos[:2], expected[-1][3][:2])
+    # What is drawn after it is another stream than before, and the same in every run.
+    assert not np.array_equal(observations[2:], first[0][2:])
+    assert env.reset_infos[2]["drawn"] != theirs.reset_infos[2]["drawn"]
+    assert_same(run(tmp_path / "b")[1], rest)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("observations", ["discrete", "dict", "tuple"])
+def test_the_terminal_observation_has_the_form_of_the_space(cluster: Any, observations: str) -> None:
+    env = on_ray(functions(observations, "box", 2))
+    seen: Any = env.reset()
+    ray.kill(env._chunks[1]._handle)
+    with pytest.warns(ActorLostWarning):
+        *_, infos = steps_of(env, 1)[0]
+    terminal = infos[1]["terminal_observation"]
+    if observations == "discrete":
+        assert_same(terminal, seen[1])
+    elif observations == "dict":
+        assert_same(terminal, {key: array[1] for key, array in seen.items()})
+    else:
+        assert_same(terminal, tuple(array[1] for array in seen))
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_loss_during_a_reset_changes_nothing(cluster: Any, tmp_path: Path) -> None:
+    env = on_ray(dying(tmp_path, "reset 1"))
+    with pytest.warns(ActorLostWarning, match="made anew .restart 1"):
+        ours = trajectory(env)
+    assert env.lost_actors == 1
+    assert_same(ours, trajectory(DummyVecEnv(dying(tmp_path, "never"))))
+
+
+@pytest.mark.slow
+def test_a_loss_while_environments_are_made_changes_nothing(cluster: Any, tmp_path: Path) -> None:
+    with pytest.warns(ActorLostWarning, match=r"environments 2 to 3 .not placed yet. was lost"):
+        env = on_ray(dying(tmp_path, "make"))
+    assert_same(trajectory(env), trajectory(DummyVecEnv(dying(tmp_path, "never"))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["env_method", "get_attr", "set_attr"])
+def test_a_question_to_a_lost_actor_is_asked_again(cluster: Any, tmp_path: Path, method: str) -> None:
+    env = on_ray(dying(tmp_path, "method"))
+    env.seed(5)
+    env.reset()
+    env.set_attr("level", 4, indices=[3, 1])
+    env.env_method("set_wrapper_attr", "level", 9, indices=3)  # an effect that is gone with the environment
+    last = steps_of(env, 2)[-1][0]
+    if method != "env_method":
+        ray.kill(env._chunks[1]._handle)
+    ask: dict[str, Callable[[], Any]] = {
+        "env_method": partial(env.env_method, "die_or_add", 10),
+        "get_attr": partial(env.get_attr, "n_steps"),
+        "set_attr": partial(env.set_attr, "mark", "here"),
+    }
+    with pytest.warns(ActorLostWarning):
+        answer = ask[method]()
+    assert answer == {"env_method": [10] * 4, "get_attr": [2, 2, 0, 0], "set_attr": None}[method]
+    assert env.has_attr("mark") == (method == "set_attr")
+    assert env.get_attr("level") == [0, 4, 0, 4]
+    # The next step tells of the cut; it does not step the new environments, whose observations nobody has seen.
+    observations, rewards, dones, infos = steps_of(env, 1)[0]
+    assert env.get_attr("n_steps") == [3, 3, 0, 0]
+    assert dones.tolist() == [False, False, True, True]
+    assert rewards[2:].tolist() == [0, 0]
+    assert [info.get("actor_lost", False) for info in infos] == [False, False, True, True]
+    assert_same(infos[2]["terminal_observation"], last[2])
+    assert not np.array_equal(observations[2], last[2])
+    *_, infos = steps_of(env, 1)[0]
+    assert not any("actor_lost" in info for info in infos)
+    assert env.get_attr("n_steps") == [4, 4, 1, 1]
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_question_between_the_halves_of_a_step(cluster: Any) -> None:
+    env = on_ray(functions("box", "box", 4))
+    env.reset()
+    ray.kill(env._chunks[0]._handle)
+    env.step_async(np.zeros((4, 2), np.float32))
+    with pytest.warns(ActorLostWarning):
+        env.get_attr("n_steps")
+    *_, infos = env.step_wait()
+    assert [info.get("actor_lost", False) for info in infos] == [True, True, False, False]
+    assert env.lost_actors == 1
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_reset_after_a_loss_leaves_nothing_to_tell(cluster: Any) -> None:
+    env = on_ray(functions("box", "box", 4))
+    env.reset()
+    ray.kill(env._chunks[0]._handle)
+    with pytest.warns(ActorLostWarning):
+        env.get_attr("n_steps")
+    assert_same(trajectory(env), trajectory(DummyVecEnv(functions("box", "box", 4))))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("max_restarts", [0, 2])
+def test_an_actor_lost_too_often_ends_everything(cluster: Any, max_restarts: int) -> None:
+    env = on_ray([partial(DyingEnv, "method")] * 2, 2, max_restarts=max_restarts)
+    message = f"actor of environment 1 .*max_restarts={max_restarts} allows no further restart"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(WorkerDiedError, match=message):
+            env.env_method("die_or_add", 1, indices=1)
+    assert [warning.category for warning in told] == [ActorLostWarning] * max_restarts
+    assert env.lost_actors == max_restarts + 1
+    wait_for_the_end_of(processes(env))
+
+
+# ------------------------------------------------------------------ nodes
+
+
+class NodeFails(BaseCallback):
+    """Ends a node in the midst of a rollout, and keeps what the steps told of lost actors."""
+
+    def __init__(self, fail: Callable[[], None]):
+        super().__init__()
+        self.fail = fail
+        self.told: list[tuple[int, int, bool, float]] = []
+
+    def _on_step(self) -> bool:
+        if self.n_calls == 20:
+            self.fail()
+        for index, info in enumerate(self.locals["infos"]):
+            if info.get("actor_lost"):
+                assert info["TimeLimit.truncated"]
+                assert info["terminal_observation"].shape == (4,)
+                self.told.append((self.n_calls, index, self.locals["dones"][index], self.locals["rewards"][index]))
+        return True
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_during_training_costs_its_episodes(cluster: Any, add_node: Callable[[], Any]) -> None:
+    node = add_node()
+    another = None
+
+    def fail() -> None:
+        nonlocal another
+        another = add_node()
+        assert isinstance(env, RayVecEnv)
+        end_node(cluster, node, env)
+
+    # Each actor takes three CPUs, so that the head node has room for one.
+    vec_env_cls: Any = RayVecEnv
+    env = make_vec_env("CartPole-v1", 4, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs={"n_actors": 2, "num_cpus": 3})
+    assert isinstance(env, RayVecEnv)
+    on_node = [node.node_id in actor.place for actor in env._chunks]
+    assert sorted(on_node) == [False, True]
+    lost = env._chunks[on_node.index(True)]
+    callback = NodeFails(fail)
+    model = PPOClipPaper("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=2, seed=1, device="cpu")
+    with pytest.warns(ActorLostWarning, match=f"{lost.name} .*{node.node_id}.* was lost") as caught:
+        model.learn(384, callback)
+    assert len(caught) == 1
+    assert model.num_timesteps == 384
+    # The callback of a step sees its infos; the node ended with the 20th, so the 21st tells, for each environment once.
+    assert callback.told == [(21, index, True, 0.0) for index in range(4)[lost.part]]
+    assert env.lost_actors == 1
+    assert another is not None
+    assert another.node_id in lost.place
+    env.close()
+
+
+@pytest.mark.slow
+def test_no_room_for_a_replacement_is_told_after_a_while(cluster: Any, add_node: Callable[[], Any]) -> None:
+    node = add_node()
+    env = on_ray(functions("box", "box", 2), num_cpus=3, start_timeout=10)
+    workers = processes(env)
+    env.reset()
+    end_node(cluster, node, env)
+    message = r"1 of 2 Ray actors did not start within start_timeout=10 seconds: those of environment \d\. .*num_cpus=3"
+    with pytest.warns(ActorLostWarning), pytest.raises(TimeoutError, match=message):
+        steps_of(env, 1)
+    wait_for_the_end_of(workers)
+
+
+@pytest.mark.slow
+def test_no_room_at_the_start_is_told_as_well(cluster: Any) -> None:
+    message = f"2 of 2 Ray actors did not start within start_timeout=3 .*the cluster has {HEAD_CPUS} CPUs, 4 of them"
+    with pytest.raises(TimeoutError, match=message):
+        on_ray(functions("box", "box", 2), num_cpus=HEAD_CPUS + 1, start_timeout=3)
+
+
+# ------------------------------------------------------------------ whose Ray it is
+
+
+@pytest.mark.slow
+def test_a_connection_that_was_there_stays(cluster: Any) -> None:
+    with pytest.raises(
+        ValueError, match=r"address must be None, 'auto' or '.*', the cluster .*; got '192\.0\.2\.1:6379'"
+    ):
+        RayVecEnv(functions("box", "box", 2), address="192.0.2.1:6379")
+    RayVecEnv(functions("box", "box", 2), address=cluster.address).close()
+    assert ray.is_initialized()
+
+
+PROGRAM = """
+import os, sys
+import gymnasium as gym
+import ray
+from sb3_ppo_variants.vec_env import RayVecEnv
+
+def make():
+    return gym.make("CartPole-v1")
+
+address = sys.argv[1] if len(sys.argv) > 1 else None
+one = RayVecEnv([make] * 4, 4, address)
+print("cpus", ray.cluster_resources()["CPU"])
+two = RayVecEnv([make], address=address, num_cpus=0)
+one.close()
+two.reset()
+print("open", ray.is_initialized())
+two.close()
+print("open", ray.is_initialized())
+print("pids", *[actor.place.split()[1] for actor in one._chunks + two._chunks])
+"""
+
+
+def outcome(*arguments: str, **variables: str) -> tuple[list[str], list[int]]:
+    """What the program prints, and the processes of its actors."""
+    command = [sys.executable, "-c", PROGRAM, *arguments]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"} | variables
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    *lines, pids = [line for line in ended.stdout.splitlines() if line.startswith(("cpus", "open", "pids"))]
+    return lines, [int(pid) for pid in pids.split()[1:]]
+
+
+@pytest.mark.slow
+def test_what_was_started_is_shut_down_with_the_last_user() -> None:
+    lines, workers = outcome()
+    cpus = max(4, len(os.sched_getaffinity(0)))
+    assert lines == [f"cpus {float(cpus)}", "open True", "open False"]
+    wait_for_the_end_of(workers)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_a_running_cluster_is_joined_and_left(cluster: Any, how: str) -> None:
+    lines, workers = outcome(cluster.address) if how == "argument" else outcome(RAY_ADDRESS=cluster.address)
+    assert lines == [f"cpus {float(HEAD_CPUS)}", "open True", "open False"]
+    wait_for_the_end_of(workers)
+    assert len(cluster.list_all_nodes()) == 1
+
+
+@pytest.mark.slow
+def test_nothing_survives_the_learner(cluster: Any) -> None:
+    program = PROGRAM.replace("one.close()", "print('pids', *[a.place.split()[1] for a in one._chunks], flush=True)")
+    command = [sys.executable, "-c", program.replace("two.reset()", "while True: two.reset()"), cluster.address]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as learner:
+        assert learner.stdout is not None
+        line = next(line for line in learner.stdout if line.startswith("pids"))
+        learner.send_signal(signal.SIGKILL)
+    workers = [int(pid) for pid in line.split()[1:]]
+    assert len(workers) == 4
+    wait_for_the_end_of(workers)
