@@ -97,7 +97,7 @@ def trajectory(env: Any, n_steps: int = 40) -> list[Any]:
     env.seed(3)
     env.set_options({"speed": 2})
     env.action_space.seed(0)
-    seen = [env.reset(), list(env.reset_infos)]
+    seen = [env.metadata, env.reset(), list(env.reset_infos)]
     for _ in range(n_steps):
         actions = np.stack([env.action_space.sample() for _ in range(env.num_envs)])
         seen += [env.step(actions), list(env.reset_infos)]

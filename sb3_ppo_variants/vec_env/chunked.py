@@ -70,6 +70,11 @@ class ChunkedVecEnv(VecEnv):
     closed = False
     waiting = False
 
+    def __init__(self, n_envs: int, observation_space: gym.Space, action_space: gym.Space):
+        super().__init__(n_envs, observation_space, action_space)
+        # As DummyVecEnv: SB3's VecVideoRecorder finds the rate of its films here.
+        self.metadata = self.get_attr("metadata", 0)[0]
+
     def close(self) -> None:
         """Close the environments and end the workers."""
         if not self.closed:

@@ -79,8 +79,6 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
             self._arrays, _ = SharedArrays.over(memory, observation_space, action_space, n_envs)
             self._gather()
             super().__init__(n_envs, observation_space, action_space)
-            # As DummyVecEnv: SB3's VecVideoRecorder finds the rate of its films here.
-            self.metadata = self.get_attr("metadata", 0)[0]
         except BaseException:
             self._end_workers()
             raise
