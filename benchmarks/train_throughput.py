@@ -16,9 +16,12 @@ An iteration is a rollout of 16,384 timesteps and an update of 15 epochs on it i
 
 Ours keeps torch to one thread while workers step, and takes all that it is given for the update. SB3 keeps one number
 of threads throughout; here it has the best of both: one thread in the rollout, as ours, and for the update, which both
-run with one thread and with all, what is faster in the end. They take turns, and each line gives medians over the
-rounds, and ratios the medians of the ratios within a round; the first iteration of each, which warms it up, is not
-among them. Both train from the beginning, so their robots fall after some 20 steps and resets count.
+run with one thread and with all (`--threads`), what is faster in the end. All are faster on idle cores; where other
+programs use the cores too, threads wait for one another and can be many times slower than one.
+
+They take turns, and each line gives medians over the rounds, and ratios the medians of the ratios within a round; the
+first iteration of each, which warms it up, is not among them. Both train from the beginning, so their robots fall
+after some 20 steps and resets count.
 
 The peer is for this comparison only: pip install --no-deps pybullet_envs_gymnasium
 """
@@ -77,6 +80,8 @@ class Sizes(NamedTuple):
     """Iterations in a round."""
     rounds: int
     workers: int
+    threads: list[int]
+    """Numbers of torch threads in the update; each is measured."""
 
 
 class Iterations(NamedTuple):
@@ -118,21 +123,21 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def iterate(training: Training, updates: int) -> tuple[dict[int, Iterations], NDArray[np.float32]]:
+def iterate(training: Training, sizes: Sizes) -> tuple[dict[int, Iterations], NDArray[np.float32]]:
     """Iterations with one thread in the rollout.
 
     :return: what they take by the number of threads in the update, which is run with each; the last rollout's actions,
         (horizon, actors, 17)
     """
-    rollout, seconds = 0.0, dict.fromkeys((1, cores()), 0.0)
-    for _ in range(updates):
+    rollout, seconds = 0.0, dict.fromkeys(sizes.threads, 0.0)
+    for _ in range(sizes.updates):
         th.set_num_threads(1)
         rollout += training.collect()
         actions = training.model.rollout_buffer.actions.copy()  # an update may put them into another order
         for threads in seconds:
             th.set_num_threads(threads)
             seconds[threads] += training.update()
-    steps = updates * training.model.n_steps * training.model.n_envs
+    steps = sizes.updates * training.model.n_steps * training.model.n_envs
     return {threads: Iterations(rollout, update, steps) for threads, update in seconds.items()}, actions
 
 
@@ -185,11 +190,11 @@ class Rounds(NamedTuple):
 def take_turns(ours: Training, alone: VecEnv, sb3: Training | None, sizes: Sizes) -> Rounds:
     rounds = Rounds([], [], [])
     for _ in range(1 + sizes.rounds):
-        iterations, actions = iterate(ours, sizes.updates)
+        iterations, actions = iterate(ours, sizes)
         rounds.ours.append(iterations)
         rounds.alone.append(play_vectorised(alone, partial(recorded, actions), len(actions)))
         if sb3 is not None:
-            rounds.sb3.append(iterate(sb3, sizes.updates)[0])
+            rounds.sb3.append(iterate(sb3, sizes)[0])
     return rounds
 
 
@@ -247,10 +252,18 @@ def main() -> None:
     parser.add_argument("--updates", type=int, default=1, help="iterations per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=cores(), help="default: one per core")
+    parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores()}), help="in the update")
     parser.add_argument("--horizon", type=int, default=PRESET["n_steps"], help="to try the script; default: Table 4's")
     parser.add_argument("--batch-size", type=int, default=PRESET["batch_size"], help="likewise")
     arguments = parser.parse_args()
-    sizes = Sizes(arguments.horizon, arguments.batch_size, arguments.updates, arguments.rounds, arguments.workers)
+    sizes = Sizes(
+        horizon=arguments.horizon,
+        batch_size=arguments.batch_size,
+        updates=arguments.updates,
+        rounds=arguments.rounds,
+        workers=arguments.workers,
+        threads=arguments.threads,
+    )
     multiprocessing.set_forkserver_preload(["stable_baselines3", PEER_MODULE])  # see env_throughput.py
     with_peer = has_peer()
     for env_id in arguments.env:
