@@ -9,7 +9,7 @@ import argparse
 
 import gymnasium as gym
 import numpy as np
-from env_throughput import Policy, network_policy
+from recording import Policy, network_policy
 
 from sb3_ppo_variants.envs import TASKS
 

@@ -1,0 +1,92 @@
+"""The benchmarks run, and the physics alone are those of the recorded episodes."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+import sb3_ppo_variants  # noqa: F401  # registers the tasks
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+HARDER = "RoboschoolHumanoidFlagrunHarder-v1"
+TASKS = ["RoboschoolHumanoid-v1", "RoboschoolHumanoidFlagrun-v1", HARDER]
+
+
+@pytest.fixture
+def recording() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("recording", BENCHMARKS / "recording.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(script: str, *arguments: str) -> str:
+    command = [sys.executable, str(BENCHMARKS / script), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_the_physics_replay_the_recorded_episodes_bit_for_bit(recording: ModuleType, task: str) -> None:
+    # The harder task throws its cube at once, so that a replay without the throws would show.
+    hard = {"throw_period": 2, "throw_after": 0, "pose_probabilities": (1.0, 0.0, 0.0)}
+    keywords: dict[str, Any] = hard if task == HARDER else {}
+    with gym.make(task, **keywords) as env, gym.make(task, **keywords) as other:
+        recorded = recording.record(env, recording.untrained_policy(0), 60, 0)
+        assert recording.time_physics(env, recorded) > 0.0
+        assert recording.time_physics(other, recorded) > 0.0
+    places = [body for bodies in recorded.placements.values() for body, _ in bodies]
+    assert len(recorded.starts) == recorded.ends + 1 > 2
+    assert places.count(0) == len(recorded.starts)
+    assert (places.count(1) > 5) == (task == HARDER)
+
+
+@pytest.mark.parametrize("field", ["actions", "placements"])
+def test_a_replay_of_something_else_is_refused(recording: ModuleType, field: str) -> None:
+    with gym.make("RoboschoolHumanoid-v1") as env:
+        recorded = recording.record(env, recording.untrained_policy(0), 30, 0)
+        changed = {"actions": -recorded.actions, "placements": {0: recorded.placements[0]}}
+        with pytest.raises(RuntimeError, match="bit for bit"):
+            recording.time_physics(env, recorded._replace(**{field: changed[field]}))
+
+
+def test_the_policies_take_one_observation_or_many(recording: ModuleType) -> None:
+    for policy in (recording.untrained_policy(0), recording.standing_policy()):
+        assert policy(np.zeros(44, np.float32)).shape == (17,)
+        assert policy(np.zeros((3, 44), np.float32)).shape == (3, 17)
+
+
+@pytest.mark.slow
+def test_env_throughput_compares_in_one_process_and_vectorised() -> None:
+    printed = run("env_throughput.py", "--env", HARDER, "--steps", "20", "--vectorised-steps", "10", "--rounds", "1")
+    assert printed.count("one process:") == printed.count("vectorised:") == 2
+    assert printed.count("ours / physics alone") == 2 + 2 * 2
+
+
+@pytest.mark.slow
+def test_env_throughput_measures_memory() -> None:
+    assert "GiB [8.00: pass]" in run("env_throughput.py", "--memory")
+
+
+@pytest.mark.slow
+def test_train_throughput_trains_ours_and_the_peers() -> None:
+    sizes = ["--horizon", "16", "--batch-size", "128", "--rounds", "1", "--threads", "1"]
+    printed = run("train_throughput.py", "--env", "RoboschoolHumanoid-v1", *sizes)
+    assert "ours, update on 1 thread" in printed
+    assert ("SB3, update on 1 thread" in printed) == (importlib.util.find_spec("pybullet_envs_gymnasium") is not None)
+
+
+@pytest.mark.slow
+def test_update_throughput_measures_both_parts() -> None:
+    printed = run("update_throughput.py", "--shapes", "table_3", "--threads", "1", "--repetitions", "1")
+    assert "update, per gradient step" in printed
+    assert "rollout, per step" in printed
