@@ -386,8 +386,10 @@ def test_the_humanoids_config_takes_table_4s_log_std_and_the_presets_kl_target()
     assert config["n_envs"] == presets.ROBOSCHOOL_LOCOMOTION.run["n_envs"]
 
 
-def test_the_flag_tasks_configs_take_the_presets_actors_and_length() -> None:
-    config = config_of("ppo_clip_paper", "RoboschoolHumanoidFlagrun-v1")
+@pytest.mark.parametrize("task", ["Flagrun-v0", "Flagrun-v1", "FlagrunHarder-v0", "FlagrunHarder-v1"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_the_flag_tasks_configs_take_the_presets_actors_and_length(algo: str, task: str) -> None:
+    config = config_of(algo, f"RoboschoolHumanoid{task}")
     for name in ("n_envs", "n_timesteps"):
         assert config[name] == presets.ROBOSCHOOL_FLAGRUN.run[name]
 

@@ -37,7 +37,7 @@ RESTITUTION = 0.5
 (olegklimov/bullet3, `roboschool_self_collision`), `processContactParameters`."""
 RESTITUTION_SPEED = 0.0
 """Speed of impact from which on there is restitution, m/s: Bullet of May 2017 did not have today's threshold.
-With both, today's Bullet repeats the trajectories of that branch to 1e-5 until chaos parts them."""
+With both, today's Bullet repeats the trajectories of that branch until differences of 1e-8 have grown."""
 SORTED_PAIRS = 1
 """Bullet meets touching pairs in the order of their ids (1), not of its tree of bounding boxes, which depends on
 how often the world has ever been stepped: the second half of `World.forget`."""
@@ -103,8 +103,6 @@ class Body:
         self._joints = tuple(hinge.joint for hinge in self.hinges)
         # A geom is both seen and touched; asking for the collision shapes of a link that has none crashes.
         self._shaped = sorted({shape[1] for shape in pybullet.getVisualShapeData(body, physicsClientId=client)})
-        for link in range(ROOT, joint_count):
-            _make_springy(client, body, link)
         if self.hinges:
             # PyBullet holds every hinge at speed zero until that motor is given no force.
             self._set_motors(pybullet.POSITION_CONTROL, [0.0] * len(self.hinges))
@@ -156,8 +154,7 @@ class Body:
     def read_contacts(self) -> Sequence[tuple[Any, ...]]:
         """The contact points of this body: (_, its id, other body's id, its link, other body's link, ...) each.
 
-        A link that touches another link of this same body is listed once, in either order; asking for the
-        contacts of one link would miss it half of the time.
+        A link that touches another link of this same body is listed once, the one of lower number first.
         """
         return pybullet.getContactPoints(self.id, physicsClientId=self._client)
 
@@ -165,7 +162,10 @@ class Body:
         pybullet.setJointMotorControlArray(self.id, self._joints, mode, forces=forces, physicsClientId=self._client)
 
     def _needed_points(self, joints: Sequence[tuple[Any, ...]]) -> tuple[list[int], list[float]]:
-        """Of three centres of mass on one line in one rigid body, two tell the third: it need not be read."""
+        """Links, and weights, whose weighted mean centre of mass is the plain mean of all links in every pose.
+
+        Of three centres on one line in one rigid body two tell the third, so that it need not be read.
+        """
         places: dict[int, NDArray[np.float64]] = {}
         rigid: dict[int, set[int]] = {ROOT: set()}  # the links whose centres are fixed in each rigid body
         owner = {ROOT: ROOT}
@@ -173,14 +173,13 @@ class Body:
             link, parent = info[0], info[16]
             states = pybullet.getLinkState(self.id, link, 0, 1, self._client)
             places[link] = np.array(states[0])
-            is_fixed = info[2] == pybullet.JOINT_FIXED
-            owner[link] = owner[parent] if is_fixed else link
+            owner[link] = owner[parent] if info[2] == pybullet.JOINT_FIXED else link
             rigid.setdefault(owner[link], set()).add(link)
-            if not is_fixed and _is_one(states[0], states[4]):
+            if info[2] == pybullet.JOINT_REVOLUTE and _is_one(states[0], states[4]):
                 rigid[owner[parent]].add(link)  # it sits on the hinge, which both bodies share
         weights = dict.fromkeys(places, 1.0 / max(len(places), 1))
         for links in rigid.values():
-            for link in sorted(links):
+            for link in sorted(links & weights.keys()):
                 _hand_over(link, sorted(links & weights.keys() - {link}), places, weights)
         return list(weights), list(weights.values())
 
@@ -191,7 +190,7 @@ def _hand_over(
     """Give a link's weight to two of the `others` on one line with it, or one in its place, if there are such."""
     for a, b in combinations_with_replacement(others, 2):
         along = places[b] - places[a]
-        share = float(np.dot(places[link] - places[a], along) / max(np.dot(along, along), SAME_PLACE))
+        share = float(np.dot(places[link] - places[a], along) / max(np.dot(along, along), SAME_PLACE**2))
         if _is_one(places[a] + share * along, places[link]):
             weight = weights.pop(link)
             weights[a] += (1.0 - share) * weight
@@ -209,10 +208,11 @@ class World:
         bodies: what moves.
 
     :param gui: open PyBullet's window, which needs a display; otherwise the simulation runs without one.
+    :param restitution: of all that is in the world.
     :raises RuntimeError: `gui` was asked for and there is no display.
     """
 
-    def __init__(self, gui: bool = False) -> None:
+    def __init__(self, gui: bool = False, restitution: float = RESTITUTION) -> None:
         # Checked here because PyBullet ends the process when it finds no display.
         if gui and not has_display():
             raise RuntimeError('render_mode="human" needs a display; without one use render_mode="rgb_array".')
@@ -221,6 +221,7 @@ class World:
         # Runs once: at close(), or when the world is collected, or when the interpreter ends.
         self._disconnect = weakref.finalize(self, _disconnect, self.client)
         self.bodies: list[Body] = []
+        self._restitution = restitution
         pybullet.setGravity(0.0, 0.0, -GRAVITY, self.client)
         pybullet.setPhysicsEngineParameter(
             fixedTimeStep=CONTROL_PERIOD,
@@ -233,13 +234,10 @@ class World:
             physicsClientId=self.client,
         )
         self.floor = self._load(GROUND_FILE)
-        _make_springy(self.client, self.floor, ROOT)
 
     def add(self, file: str) -> Body:
         """Load the one moving body of an MJCF file of `pybullet_data`."""
-        body = Body(self.client, self._load(file))
-        self.bodies.append(body)
-        return body
+        return self._added(self._load(file))
 
     def add_cube(self, edge: float, mass: float, inertia: float, friction: float) -> Body:
         """Make a cube: edge in m, mass in kg, inertia about each of its axes in kg·m², lateral friction."""
@@ -251,9 +249,8 @@ class World:
         pybullet.changeDynamics(
             number, ROOT, localInertiaDiagonal=[inertia] * 3, lateralFriction=friction, physicsClientId=client
         )
-        body = Body(client, number)
-        self.bodies.append(body)
-        return body
+        self._make_springy(number)
+        return self._added(number)
 
     def step(self) -> None:
         """Advance by one control step of `CONTROL_PERIOD` seconds."""
@@ -286,16 +283,22 @@ class World:
 
     def _load(self, file: str) -> int:
         path = str(Path(pybullet_data.getDataPath()) / file)
-        (body,) = pybullet.loadMJCF(path, flags=COLLISIONS, physicsClientId=self.client)
+        (number,) = pybullet.loadMJCF(path, flags=COLLISIONS, physicsClientId=self.client)
+        self._make_springy(number)
+        return number
+
+    def _make_springy(self, number: int) -> None:
+        for link in range(ROOT, pybullet.getNumJoints(number, self.client)):
+            pybullet.changeDynamics(number, link, restitution=self._restitution, physicsClientId=self.client)
+
+    def _added(self, number: int) -> Body:
+        body = Body(self.client, number)
+        self.bodies.append(body)
         return body
 
 
 def _is_one(point: ArrayLike, other: ArrayLike) -> bool:
     return np.allclose(point, other, rtol=0.0, atol=SAME_PLACE)
-
-
-def _make_springy(client: int, body: int, link: int) -> None:
-    pybullet.changeDynamics(body, link, restitution=RESTITUTION, physicsClientId=client)
 
 
 def _disconnect(client: int) -> None:

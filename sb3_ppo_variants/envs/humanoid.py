@@ -66,7 +66,8 @@ class Humanoid:
     - `joint_position`: 17 numbers, scaled so that each hinge's limits are ±1.
     - `joint_speed`: 17 numbers, in units of 10 rad/s.
     - `feet_on_floor`: 2 numbers, right and left, 0.0 or 1.0.
-    - `feet_colliding`: how many feet touch anything but the floor.
+    - `feet_colliding`: how many feet touch anything but the floor and links of lower number (of two feet that
+      touch each other the right one counts).
 
     Readings are plain floats: on so few of them, Python's arithmetic is faster than NumPy's calls.
 
@@ -127,15 +128,14 @@ class Humanoid:
         on_floor = [0.0] * len(FEET)
         colliding = set()
         feet = self._feet
-        for _, _, other_body, link, other_link, *_ in self.body.read_contacts():
+        for _, _, other_body, link, *_ in self.body.read_contacts():
             if other_body == self._floor:
                 if link in feet:
                     on_floor[feet[link]] = 1.0
                 continue
+            # Roboschool asks for the contacts of each foot, and is told those in which it comes first.
             if link in feet:
                 colliding.add(link)
-            if other_body == self.body.id and other_link in feet:
-                colliding.add(other_link)
         self.feet_on_floor = on_floor
         self.feet_colliding = len(colliding)
 

@@ -6,23 +6,24 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def _stderr_to_nowhere() -> Iterator[None]:
+def silenced(descriptor: int) -> Iterator[None]:
+    """Send what is written to a file descriptor nowhere, also by code that is not Python."""
     try:
-        saved = os.dup(2)
-    except OSError:  # a daemon that has closed it hears no greeting anyway
+        saved = os.dup(descriptor)
+    except OSError:  # a daemon that has closed it hears nothing anyway
         yield
         return
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
+    os.dup2(nowhere, descriptor)
     try:
         yield
     finally:
-        os.dup2(saved, 2)
+        os.dup2(saved, descriptor)
         os.close(saved)
         os.close(nowhere)
 
 
-with _stderr_to_nowhere():
+with silenced(2):
     import pybullet
 
-__all__ = ["pybullet"]
+__all__ = ["pybullet", "silenced"]

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, IDENTITY, ROOT, Body, World
-from sb3_ppo_variants.envs.quiet import pybullet
+from sb3_ppo_variants.envs.quiet import pybullet, silenced
 
 Colour = tuple[float, float, float]
 
@@ -99,6 +99,8 @@ LIGHT = (-4.0, -6.0, 10.0)
 
 RENDERERS = ("tiny", "egl")
 """What can draw a frame: PyBullet's TinyRenderer on the CPU, or OpenGL without a display, through EGL."""
+EGL_TIMEOUT = 60.0
+"""A driver that takes longer to start hangs, s; the value is ours."""
 EGL_MODULE = "eglRenderer"
 """PyBullet's EGL plugin, a module of its own in PyBullet's wheels for Linux."""
 
@@ -294,30 +296,47 @@ class Camera:
         return 1.0 - SHADE * np.sqrt(shade)
 
 
+def require_egl() -> None:
+    """Check that `load_egl` works here.
+
+    :raises RuntimeError: PyBullet came without the plugin, or there is no EGL driver that it works with.
+    """
+    if (trouble := egl_trouble()) is not None:
+        raise RuntimeError(
+            'renderer="egl" needs the EGL plugin of PyBullet, part of its Linux wheels, and an OpenGL driver, of a '
+            f'GPU or of Mesa (libegl1); renderer="tiny" needs neither. {trouble}'
+        )
+
+
 def load_egl(client: int) -> None:
     """Let OpenGL draw what is loaded into a client from now on, on a GPU where there is one.
 
-    The floor must be there before: the plugin crashes on a plane. It tells about its driver on stdout.
+    The floor must be there before: the plugin crashes on a plane.
 
-    :param client: PyBullet client, without a window.
-    :raises RuntimeError: PyBullet came without the plugin, or there is no EGL driver that it works with.
+    :param client: PyBullet client, without a window, where `require_egl` found nothing.
+    :raises RuntimeError: the plugin did not load.
     """
-    if not has_egl():
-        raise RuntimeError(
-            'renderer="egl" needs the EGL plugin of PyBullet, part of its Linux wheels, and an OpenGL driver, of a '
-            'GPU or of Mesa (libegl1); renderer="tiny" needs neither.'
-        )
-    pybullet.loadPlugin(_egl_plugin(), f"_{EGL_MODULE}Plugin", physicsClientId=client)
+    with silenced(1):  # it tells about its driver
+        number = pybullet.loadPlugin(_egl_plugin(), f"_{EGL_MODULE}Plugin", physicsClientId=client)
+    if number < 0:
+        raise RuntimeError('renderer="egl": PyBullet could not load its EGL plugin; renderer="tiny" needs none.')
 
 
 @cache
-def has_egl() -> bool:
-    """Whether `load_egl` works here. Found out in a process of its own, which the plugin ends if it does not."""
+def egl_trouble() -> str | None:
+    """Why `load_egl` does not work here, or None. Tried in a process of its own, which the plugin ends if it fails."""
     plugin = _egl_plugin()
     if plugin is None:
-        return False
-    code = f"import pybullet as p; p.connect(p.DIRECT); assert p.loadPlugin({plugin!r}, '_{EGL_MODULE}Plugin') >= 0"
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+        return f"There is no module {EGL_MODULE}."
+    load = f"p.connect(p.DIRECT); sys.exit(p.loadPlugin({plugin!r}, '_{EGL_MODULE}Plugin') < 0)"
+    command = [sys.executable, "-c", f"import sys, pybullet as p; {load}"]
+    try:
+        tried = subprocess.run(command, capture_output=True, check=False, text=True, timeout=EGL_TIMEOUT)
+    except subprocess.TimeoutExpired:
+        return f"Loading the plugin took more than {EGL_TIMEOUT:g} seconds."
+    if tried.returncode == 0:
+        return None
+    return f"Loading the plugin ended with {tried.returncode}: {(tried.stdout + tried.stderr).strip()[-500:]}"
 
 
 def _egl_plugin() -> str | None:

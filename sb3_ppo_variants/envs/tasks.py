@@ -12,14 +12,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from sb3_ppo_variants.arguments import require, require_choice
 from sb3_ppo_variants.envs import rewards
-from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, World, has_display
+from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, RESTITUTION, World, has_display
 from sb3_ppo_variants.envs.humanoid import (
     ACTION_SIZE,
     OBSERVATION_LIMIT,
     OBSERVATION_SIZE,
     Humanoid,
 )
-from sb3_ppo_variants.envs.rendering import RENDERERS, Camera, load_egl
+from sb3_ppo_variants.envs.rendering import RENDERERS, Camera, load_egl, require_egl
 
 MOTOR_COST_SCALE = 4.25
 """17 motors, of which 4 do the walking: Roboschool's reason to charge the humanoid 17/4 of its usual cost."""
@@ -56,7 +56,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
 
     :param render_mode: None, "rgb_array" (frames of `width` × `height`) or "human" (a window; needs a display).
     :param alive_bonus: reward of a step on which the torso is above `minimum_height`.
-    :param fall_penalty: reward of the step on which it is not, which ends the episode; below zero.
+    :param fall_penalty: reward of the step on which it is not, which ends the episode; at or below zero.
     :param minimum_height: torso height under which the robot has fallen, m.
     :param progress_weight: reward per m/s of approach to the target.
     :param electricity_cost: per unit of mean |action · joint speed| (in 10 rad/s).
@@ -67,6 +67,8 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
     :param initial_height: torso height at reset, m.
     :param yaw_range: the yaw at reset is uniform within ± this, rad.
     :param joint_range: every hinge's angle at reset is uniform within ± this, rad.
+    :param restitution: of all that touches; of two that meet, the product counts. Roboschool's Bullet had 0.5,
+        PyBullet has 0 by default.
     :param target: (x, y) to run to, m. Assigning the attribute of this name turns the robot to another one; the
         next step's progress is toward that.
     :param width: of a rendered frame, pixels.
@@ -107,6 +109,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         initial_height: float = 1.4,
         yaw_range: float = pi / 16.0,
         joint_range: float = 0.1,
+        restitution: float = RESTITUTION,
         target: tuple[float, float] = (1000.0, 0.0),
         width: int = 640,
         height: int = 480,
@@ -119,7 +122,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         require("height", height, "an integer >= 1", lambda value: value >= 1, integer=True)
         require_choice("renderer", renderer, RENDERERS)
         self.render_mode = render_mode
-        self.renderer = renderer
+        self._renderer = renderer
         self.alive_bonus = checked_number("alive_bonus", alive_bonus)
         self.fall_penalty = checked_number("fall_penalty", fall_penalty, high=0.0)
         self.minimum_height = checked_number("minimum_height", minimum_height, low=0.0)
@@ -132,6 +135,7 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         self.initial_height = checked_number("initial_height", initial_height, low=0.0)
         self.yaw_range = checked_number("yaw_range", yaw_range, low=0.0)
         self.joint_range = checked_number("joint_range", joint_range, low=0.0)
+        self.restitution = checked_number("restitution", restitution, low=0.0, high=1.0)
         self._target = checked_pair("target", target, "(x, y)")
 
         self.observation_space = spaces.Box(-OBSERVATION_LIMIT, OBSERVATION_LIMIT, (OBSERVATION_SIZE,), np.float32)
@@ -223,14 +227,17 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         self._mark()
 
     def _open(self) -> None:
-        self._world = World(gui=self.render_mode == "human")
-        if self.render_mode == "rgb_array" and self.renderer == "egl":
+        by_egl = self.render_mode == "rgb_array" and self._renderer == "egl"
+        if by_egl:
+            require_egl()
+        self._world = World(self.render_mode == "human", self.restitution)
+        if by_egl:
             load_egl(self._world.client)
         self.robot = Humanoid(self._world, self.power)
         self._furnish()
         self._camera = None
         if self.render_mode is not None:
-            self._camera = Camera(self._world, self.robot.body, *self._frame_size, self.renderer)
+            self._camera = Camera(self._world, self.robot.body, *self._frame_size, self._renderer)
         self._broken = False
 
     def _start_pose(self) -> StartPose:
@@ -297,10 +304,15 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
 
 
 def _checked_action(action: ArrayLike) -> list[float]:
-    array = np.asarray(action)
+    try:
+        array = np.asarray(action)
+    except ValueError as error:
+        raise ValueError(f"action must have shape ({ACTION_SIZE},), got lists of unequal length") from error
     if array.shape != (ACTION_SIZE,):
         raise ValueError(f"action must have shape ({ACTION_SIZE},), got {array.shape}")
-    values: list[float] = (array if array.dtype.kind == "f" else array.astype(np.float64)).tolist()
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"action must be finite numbers; got an array of {array.dtype}: {action!r}")
+    values: list[float] = (array if array.dtype.char in "fd" else array.astype(np.float64)).tolist()
     # NaN compares false with the limit.
     if not hypot(*values) <= ACTION_LIMIT:
         raise ValueError(f"action must be finite numbers of at most {ACTION_LIMIT:g} together; got {values}")

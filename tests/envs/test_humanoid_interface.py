@@ -116,6 +116,37 @@ def test_pictures_leave_the_simulation_as_it_is() -> None:
     filmed.close()
 
 
+@pytest.mark.parametrize(
+    ("bad", "what"),
+    [
+        (["a"] * 17, "finite numbers; got an array of <U1"),
+        ([b"1"] * 17, "finite numbers"),
+        ([None] * 17, "finite numbers"),
+        ([10**400] * 17, "finite numbers"),
+        ([1e300] * 17, "finite numbers of at most"),
+        (np.zeros(17, complex), "finite numbers; got an array of complex128"),
+        (np.zeros(17, "timedelta64[s]"), "finite numbers"),
+        (np.zeros(16), r"shape \(17,\), got \(16,\)"),
+        (None, r"shape \(17,\), got \(\)"),
+        ([[1.0]] * 16 + [2.0], "shape .* unequal length"),
+    ],
+)
+def test_what_is_no_action_is_refused(bad: Any, what: str) -> None:
+    env = RoboschoolHumanoid()
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=f"action must .*{what}"):
+        env.step(bad)
+    env.close()
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.longdouble, np.int8, bool])
+def test_any_numbers_are_an_action(kind: Any) -> None:
+    env = RoboschoolHumanoid()
+    env.reset(seed=0)
+    assert type(env.step(np.ones(17, kind))[1]) is float
+    env.close()
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_bad_action_is_refused_and_the_episode_goes_on_unharmed(bad: float) -> None:
     env = RoboschoolHumanoid()

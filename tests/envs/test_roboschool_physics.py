@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sb3_ppo_variants.envs.bullet import IDENTITY, ROOT
+from sb3_ppo_variants.envs.bullet import IDENTITY
 from sb3_ppo_variants.envs.flagrun import RoboschoolHumanoidFlagrunHarder
 from sb3_ppo_variants.envs.humanoid import ACTION_SIZE
 from sb3_ppo_variants.envs.quiet import pybullet
@@ -46,7 +46,7 @@ def deviations(env: RoboschoolHumanoidFlagrunHarder, scenario: dict[str, Any]) -
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_robot_and_cube_move_as_in_roboschools_own_bullet(env: RoboschoolHumanoidFlagrunHarder, name: str) -> None:
-    # Differences begin at the record's last digit and grow as in any chaotic system.
+    # Differences of some 1e-8 from the start, whose origin we do not know, grow as in any chaotic system.
     assert deviations(env, SCENARIOS[name])[:2].max() < 1e-5
     assert deviations(env, SCENARIOS[name]).max() < 1e-3
 
@@ -59,7 +59,7 @@ def test_each_setting_is_needed_for_that(env: RoboschoolHumanoidFlagrunHarder, p
     assert max(deviations(env, SCENARIOS[name]).max() for name in ("upright", "face down")) > 1e-2
 
 
-def test_restitution_is_needed_for_that(env: RoboschoolHumanoidFlagrunHarder) -> None:
-    for link in [ROOT, *env.robot.body.links.values()]:
-        pybullet.changeDynamics(env.robot.body.id, link, restitution=0.0, physicsClientId=env.client)
+def test_restitution_is_needed_for_that() -> None:
+    env = RoboschoolHumanoidFlagrunHarder(restitution=0.0)
     assert deviations(env, SCENARIOS["upright"]).max() > 1e-2
+    env.close()
