@@ -21,8 +21,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from torch import nn
 
 import sb3_ppo_variants
-from sb3_ppo_variants import PPOClipPaper, presets
-from sb3_ppo_variants.envs import TASKS, bullet
+from sb3_ppo_variants import PPOClipPaper, envs, presets
+from sb3_ppo_variants.envs import bullet
 from sb3_ppo_variants.envs.flagrun import RoboschoolHumanoidFlagrun, RoboschoolHumanoidFlagrunHarder
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 from sb3_ppo_variants.evaluation import FEW_ELEMENTS, Perceptron
@@ -282,7 +282,7 @@ def test_the_default_networks() -> None:
 def test_the_readmes_table_of_tasks_is_the_register_table() -> None:
     rows = re.findall(r"^\| `(\S+-v\d)` \|.*\| (\d+) steps, (\S+) \|$", (ROOT / "README.md").read_text("utf-8"), re.M)
     told = {env_id: (int(limit), None if solved == "–" else float(solved)) for env_id, limit, solved in rows}
-    assert told == {env_id: (task.max_episode_steps, task.reward_threshold) for env_id, task in TASKS.items()}
+    assert told == {env_id: (task.max_episode_steps, task.reward_threshold) for env_id, task in envs.TASKS.items()}
 
 
 def test_the_physics_are_roboschools(monkeypatch: pytest.MonkeyPatch) -> None:
