@@ -313,7 +313,7 @@ def compare(env_id: str, gaits: dict[str, Gait], with_peer: bool, arguments: arg
     rounds, workers = arguments.rounds, arguments.workers
     peer = make_peer(PEERS[env_id]) if with_peer else None
     for name, gait in gaits.items():
-        print(f"\n{env_id}, {name}, one process: {arguments.steps} steps, medians of {rounds} rounds")
+        print(f"\n{env_id}, {name}, one process: {arguments.steps} steps, medians of {rounds} rounds", flush=True)
         compare_one_process(env_id, gait, peer, arguments.steps, rounds)
     if peer is not None:
         peer.close()
@@ -366,7 +366,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=1000, help="control steps per round, in one process")
     parser.add_argument("--vectorised-steps", type=int, default=100, help="the same of each of the 32 environments")
     parser.add_argument("--workers", type=int, default=cores(), help="default: one per core")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure the memory instead")
     arguments = parser.parse_args()
     if arguments.memory:
