@@ -35,8 +35,10 @@ lint: $(VENV)/.dev
 type: $(VENV)/.dev
 	$(RUN) mypy
 
-bench: $(VENV)/.bench  ## every speed claim of the README, beside its peer
-	for script in benchmarks/*_throughput.py; do $(VENV)/bin/python $$script || exit 1; done
+BENCHMARKS := update_throughput env_throughput train_throughput render_rate vec_env_overhead
+
+bench: $(VENV)/.bench  ## every speed claim of README and docs/scaling.md, beside its peer; about a quarter of an hour
+	for name in $(BENCHMARKS); do echo "== $$name"; $(VENV)/bin/python -u benchmarks/$$name.py || exit 1; done
 
 wheel-test: $(VENV)/.dev  ## install the built wheel in an empty environment and use it in an empty folder
 	PYTHON=$(abspath $(VENV))/bin/python bash tests/wheel_test.sh

@@ -15,9 +15,9 @@ Vectorised, with as many workers as there are cores:
 
 - **ours** is 32 environments under `SharedMemoryVecEnv`, and for information under SB3's `SubprocVecEnv`.
 - **peer** is 2, 8 and 32 environments under `SubprocVecEnv`, a process each; the best counts.
-- **physics alone** is that of the same 32 environments' episodes, in as many processes as workers: **projected**, the
-  rate of one process by itself times their number, and **at once**, the sum of their rates while all of them run,
-  which also has what they take from one another.
+- **physics alone** is that of the same 32 environments' episodes, shared out to as many processes as workers:
+  **projected**, the sum of the rates that each process has while the others wait, and **at once**, the sum of their
+  rates while all of them run, which also has what they take from one another.
 
 Ours plays recorded actions, and is checked to end as many episodes as were recorded; the peer is played by the same
 policy on its own observations, because it would fall at once under actions meant for ours. The clock is stopped while
@@ -151,6 +151,11 @@ def verdict(ratio: float, bar: float | None) -> str:
     return f"{ratio:.2f}" + ("" if bar is None else f" [{bar:.2f}: {'pass' if ratio >= bar else 'short'}]")
 
 
+def cores() -> int:
+    """How many this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def our_id(env_id: str) -> str:
     """With its module, so that worker processes find it."""
     return f"sb3_ppo_variants:{env_id}"
@@ -262,19 +267,22 @@ def vectorised(env_id: str, workers: int, with_peer: bool) -> Iterator[dict[str,
 
 
 def compare_vectorised(env_id: str, gait: Gait, envs: dict[str, VecEnv], workers: int, steps: int, rounds: int) -> None:
-    """:param steps: of each of the 32 environments; fewer environments take as many more"""
+    """Measure and print the vectorised contestants of one gait.
+
+    :param steps: of each of the 32 environments; fewer environments take as many more
+    """
     with gym.make(our_id(env_id)) as env:
         recordings = [record(env, gait.policy(SEED + i), steps, SEED + i) for i in range(N_ENVS)]
     actions = np.stack([recording.actions for recording in recordings], axis=1)
     chunks = [[recordings[i] for i in chunk] for chunk in np.array_split(np.arange(N_ENVS), workers)]
-    projected, at_once = f"physics alone, projected × {workers}", f"physics alone, {workers} at once"
+    projected, at_once = f"physics alone, {workers} projected", f"physics alone, {workers} at once"
     results = Results()
     with closing(PhysicsProcesses(our_id(env_id), chunks)) as physics:
         for _ in range(rounds):
-            results.add_rate(projected, workers * physics.rate(1))
-            results.add_rate(at_once, physics.rate(workers))
+            results.add_rate(projected, physics.projected_rate())
+            results.add_rate(at_once, physics.rate_at_once())
             for who, venv in envs.items():
-                if venv.num_envs == N_ENVS and who in (OURS_SHARED, OURS_SUBPROC):
+                if who in (OURS_SHARED, OURS_SUBPROC):
                     played = play_vectorised(venv, lambda step, _: actions[step], steps)
                     results.add(who, as_recorded(played, recordings))
                 else:
@@ -286,7 +294,10 @@ def compare_vectorised(env_id: str, gait: Gait, envs: dict[str, VecEnv], workers
 
 
 def report_vectorised(results: Results, bars: Bars | None, physics: list[str]) -> None:
-    """:param bars: None where there are not two workers, of which the bars are"""
+    """Print ours over the physics alone, and over the peer's best.
+
+    :param bars: None where there are not two workers, of which the bars are
+    """
     for yardstick in physics:
         ratio = results.ratio(OURS_SHARED, yardstick)
         print(f"  ours / {yardstick}: {verdict(ratio, bars and bars.vectorised_physics)}")
@@ -302,7 +313,7 @@ def compare(env_id: str, gaits: dict[str, Gait], with_peer: bool, arguments: arg
     rounds, workers = arguments.rounds, arguments.workers
     peer = make_peer(PEERS[env_id]) if with_peer else None
     for name, gait in gaits.items():
-        print(f"\n{env_id}, {name}, one process: {arguments.steps} steps, medians of {rounds} rounds")
+        print(f"\n{env_id}, {name}, one process: {arguments.steps} steps, medians of {rounds} rounds", flush=True)
         compare_one_process(env_id, gait, peer, arguments.steps, rounds)
     if peer is not None:
         peer.close()
@@ -354,8 +365,8 @@ def main() -> None:
     parser.add_argument("--agent", help="weights (.npz) of a walking agent, as a further gait")
     parser.add_argument("--steps", type=int, default=1000, help="control steps per round, in one process")
     parser.add_argument("--vectorised-steps", type=int, default=100, help="the same of each of the 32 environments")
-    parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)), help="default: one per core")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--workers", type=int, default=cores(), help="default: one per core")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure the memory instead")
     arguments = parser.parse_args()
     if arguments.memory:

@@ -164,12 +164,19 @@ class PhysicsProcesses:
         for connection in self._connections:
             connection.recv()
 
-    def rate(self, processes: int) -> float:
-        """Steps per second of the physics alone, summed over the first `processes` of the processes, all at once."""
-        at_once = self._connections[:processes]
-        for connection in at_once:
+    def rate_at_once(self) -> float:
+        """Steps per second of the physics alone, summed over the processes while all of them replay."""
+        for connection in self._connections:
             connection.send("replay")
-        return sum(steps / connection.recv() for steps, connection in zip(self._steps, at_once, strict=False))
+        return sum(steps / connection.recv() for steps, connection in zip(self._steps, self._connections, strict=True))
+
+    def projected_rate(self) -> float:
+        """The same sum, each process replaying while the others wait."""
+        total = 0.0
+        for steps, connection in zip(self._steps, self._connections, strict=True):
+            connection.send("replay")
+            total += steps / connection.recv()
+        return total
 
     def close(self) -> None:
         """End the processes."""

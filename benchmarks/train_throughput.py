@@ -1,6 +1,6 @@
 """Timesteps per second of a whole training, Table 4's settings: ours, and SB3's PPO on pybullet_envs_gymnasium.
 
-    python benchmarks/train_throughput.py [--env RoboschoolHumanoid-v1 ...] [--updates 1] [--rounds 3]
+    python benchmarks/train_throughput.py [--env RoboschoolHumanoid-v1 ...] [--updates 1] [--rounds 2]
 
 An iteration is a rollout of 16,384 timesteps and an update of 15 epochs on it in minibatches of 4096, networks of
 2 × 64 tanh.
@@ -10,13 +10,14 @@ An iteration is a rollout of 16,384 timesteps and an update of 15 epochs on it i
 - **ours, environments alone** is what such a `SharedMemoryVecEnv` gives when it is played the actions of the rollout
   that ours has just collected, without a policy or SB3's Monitor.
 - **SB3** is its `PPO` with the same settings as far as it has them (not the adapted stepsize; the deviation is learned,
-  from Table 4's first; its own defaults otherwise), under `SubprocVecEnv`, where an actor is a process. It gets as
-  many, of 2, 8 and 32, as step the environments fastest by themselves, measured here first, and a horizon that makes
-  the same 16,384 timesteps.
+  from Table 4's first; its own defaults otherwise), under `SubprocVecEnv`, where an actor is a process. It gets the
+  best of 2, 8 and 32 actors: as many as let it collect its rollouts fastest, which is measured here first, on rollouts
+  of a quarter of the length. Its horizon makes the same 16,384 timesteps.
 
 Ours keeps torch to one thread while workers step, and takes all that it is given for the update. SB3 keeps one number
 of threads throughout; here it has the best of both: one thread in the rollout, as ours, and for the update, which both
-run with one thread and with all (`--threads`), what is faster in the end. All are faster on idle cores; where other
+run with one thread and with all (`--threads`), what is faster in the end. An update that follows another on the same
+rollout finds the buffer flattened, so the order changes from round to round. All are faster on idle cores; where other
 programs use the cores too, threads wait for one another and can be many times slower than one.
 
 They take turns, and each line gives medians over the rounds, and ratios the medians of the ratios within a round; the
@@ -28,7 +29,6 @@ The peer is for this comparison only: pip install --no-deps pybullet_envs_gymnas
 
 import argparse
 import multiprocessing
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -46,16 +46,14 @@ from env_throughput import (
     SEED,
     Played,
     Results,
+    cores,
     has_peer,
     make_quiet_peer,
     our_id,
-    peer_name,
     play_vectorised,
-    playing,
     verdict,
 )
 from numpy.typing import NDArray
-from recording import untrained_policy
 from stable_baselines3 import PPO
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
@@ -68,6 +66,8 @@ N_ENVS: int = PRESET.run["n_envs"]
 ALONE = "ours, environments alone"
 ALONE_BAR, PEER_BAR = 0.65, 2.5
 """What ours is to reach, end to end, of its environments alone and over SB3."""
+CHOICE_ROUNDS = 2
+"""In which the best number of SB3's actors is found."""
 
 
 class Sizes(NamedTuple):
@@ -119,17 +119,14 @@ class Training:
         return time.perf_counter() - started
 
 
-def cores() -> int:
-    return len(os.sched_getaffinity(0))
-
-
-def iterate(training: Training, sizes: Sizes) -> tuple[dict[int, Iterations], NDArray[np.float32]]:
+def iterate(training: Training, sizes: Sizes, order: list[int]) -> tuple[dict[int, Iterations], NDArray[np.float32]]:
     """Iterations with one thread in the rollout.
 
+    :param order: the numbers of threads in the update, as they take turns
     :return: what they take by the number of threads in the update, which is run with each; the last rollout's actions,
         (horizon, actors, 17)
     """
-    rollout, seconds = 0.0, dict.fromkeys(sizes.threads, 0.0)
+    rollout, seconds = 0.0, dict.fromkeys(order, 0.0)
     for _ in range(sizes.updates):
         th.set_num_threads(1)
         rollout += training.collect()
@@ -141,21 +138,29 @@ def iterate(training: Training, sizes: Sizes) -> tuple[dict[int, Iterations], ND
     return {threads: Iterations(rollout, update, steps) for threads, update in seconds.items()}, actions
 
 
-def best_peer_size(env_id: str, steps: int) -> int:
-    """The number of environments at which the peer's SubprocVecEnv is fastest by itself; prints the rates.
+def best_peer_size(env_id: str, sizes: Sizes) -> int:
+    """The number of actors with which SB3 collects its rollouts fastest; prints the rates.
 
-    :param steps: of all environments together, in each of three rounds
+    The policy is called once for all actors, so the fastest environments by themselves are not always the best.
     """
+    short = sizes._replace(horizon=max(1, sizes.horizon // 4))
     results = Results()
+    th.set_num_threads(1)
     with ExitStack() as stack:
-        envs = [stack.enter_context(closing(peer_env(env_id, n_envs))) for n_envs in PEER_SIZES]
-        for _ in range(3):
-            for env in envs:
-                played = play_vectorised(env, playing(untrained_policy(SEED)), steps // env.num_envs)
-                results.add(peer_name(env.num_envs), played)
-    for who in results.rates:
-        print(results.line(who))
-    return max(PEER_SIZES, key=lambda n_envs: results.median(peer_name(n_envs)))
+        trainings = {
+            f"SB3's rollout, {n_envs} actors": sb3_training(
+                stack.enter_context(closing(peer_env(env_id, n_envs))), short
+            )
+            for n_envs in PEER_SIZES
+        }
+        for training in trainings.values():
+            training.collect()  # warms up
+        for _ in range(CHOICE_ROUNDS):
+            for who, training in trainings.items():
+                results.add_rate(who, short.horizon * N_ENVS / training.collect())
+    for who in trainings:
+        print(results.line(who), flush=True)
+    return trainings[results.best(list(trainings))].model.n_envs
 
 
 def peer_env(env_id: str, n_envs: int) -> VecEnv:
@@ -189,12 +194,15 @@ class Rounds(NamedTuple):
 
 def take_turns(ours: Training, alone: VecEnv, sb3: Training | None, sizes: Sizes) -> Rounds:
     rounds = Rounds([], [], [])
-    for _ in range(1 + sizes.rounds):
-        iterations, actions = iterate(ours, sizes)
+    for number in range(1 + sizes.rounds):
+        started = time.perf_counter()
+        order = sizes.threads[:: -1 if number % 2 else 1]
+        iterations, actions = iterate(ours, sizes, order)
         rounds.ours.append(iterations)
         rounds.alone.append(play_vectorised(alone, partial(recorded, actions), len(actions)))
         if sb3 is not None:
-            rounds.sb3.append(iterate(sb3, sizes)[0])
+            rounds.sb3.append(iterate(sb3, sizes, order)[0])
+        print(f"  round {number or 'to warm up'}: {time.perf_counter() - started:.0f} s", flush=True)
     return rounds
 
 
@@ -239,7 +247,7 @@ def compare(env_id: str, with_peer: bool, sizes: Sizes) -> None:
     with ExitStack() as stack:
         sb3 = None
         if with_peer:
-            n_envs = best_peer_size(env_id, sizes.horizon * N_ENVS // 4)
+            n_envs = best_peer_size(env_id, sizes)
             sb3 = sb3_training(stack.enter_context(closing(peer_env(env_id, n_envs))), sizes)
         alone = stack.enter_context(closing(SharedMemoryVecEnv([make] * N_ENVS, sizes.workers)))
         env = stack.enter_context(closing(SharedMemoryVecEnv([partial(monitored, make)] * N_ENVS, sizes.workers)))
@@ -248,9 +256,9 @@ def compare(env_id: str, with_peer: bool, sizes: Sizes) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--env", nargs="+", choices=list(PEERS), default=list(PEERS)[:2])
+    parser.add_argument("--env", nargs="+", choices=list(PEERS), default=list(PEERS)[:1])
     parser.add_argument("--updates", type=int, default=1, help="iterations per round")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2, help="an even number gives each --threads the same turns")
     parser.add_argument("--workers", type=int, default=cores(), help="default: one per core")
     parser.add_argument("--threads", nargs="+", type=int, default=sorted({1, cores()}), help="in the update")
     parser.add_argument("--horizon", type=int, default=PRESET["n_steps"], help="to try the script; default: Table 4's")

@@ -90,3 +90,25 @@ def test_update_throughput_measures_both_parts() -> None:
     printed = run("update_throughput.py", "--shapes", "table_3", "--threads", "1", "--repetitions", "1")
     assert "update, per gradient step" in printed
     assert "rollout, per step" in printed
+
+
+@pytest.mark.slow
+def test_render_rate_compares_with_pybullets_pictures() -> None:
+    printed = run("render_rate.py", "--frames", "2")
+    assert "tiny: medians of 2 frames" in printed
+    assert printed.count("ours / this:") == 3
+
+
+@pytest.mark.slow
+def test_vec_env_overhead_compares_all_four() -> None:
+    pytest.importorskip("ray")
+    printed = run("vec_env_overhead.py", "--n-envs", "2", "--steps", "5", "--rounds", "1")
+    for name in ("DummyVecEnv", "SubprocVecEnv", "SharedMemoryVecEnv", "RayVecEnv"):
+        assert f"  {name} " in printed
+
+
+@pytest.mark.slow
+def test_vec_env_overhead_measures_the_memory_of_a_worker() -> None:
+    pytest.importorskip("ray")
+    printed = run("vec_env_overhead.py", "--memory", "--workers", "1")
+    assert printed.count("MB per environment") == (2 if Path("/proc/self/smaps_rollup").exists() else 0)
