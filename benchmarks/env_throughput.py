@@ -17,7 +17,9 @@ Vectorised, with as many workers as there are cores:
 - **peer** is 2, 8 and 32 environments under `SubprocVecEnv`, a process each; the best counts.
 - **physics alone** is that of the same 32 environments' episodes, shared out to as many processes as workers:
   **projected**, the sum of the rates that each process has while the others wait, and **at once**, the sum of their
-  rates while all of them run, which also has what they take from one another.
+  rates while all of them run, which also has what they take from one another; each replays one episode after the
+  other in one world. **In turn** they go step by step through as many worlds as a worker has, which push one another
+  out of the processor's caches, as the worker's do.
 
 Ours plays recorded actions, and is checked to end as many episodes as were recorded; the peer is played by the same
 policy on its own observations, because it would fall at once under actions meant for ours. The clock is stopped while
@@ -276,11 +278,13 @@ def compare_vectorised(env_id: str, gait: Gait, envs: dict[str, VecEnv], workers
     actions = np.stack([recording.actions for recording in recordings], axis=1)
     chunks = [[recordings[i] for i in chunk] for chunk in np.array_split(np.arange(N_ENVS), workers)]
     projected, at_once = f"physics alone, {workers} projected", f"physics alone, {workers} at once"
+    in_turn = f"physics alone, {workers} at once, {N_ENVS // workers} worlds in turn"
     results = Results()
     with closing(PhysicsProcesses(our_id(env_id), chunks)) as physics:
         for _ in range(rounds):
             results.add_rate(projected, physics.projected_rate())
             results.add_rate(at_once, physics.rate_at_once())
+            results.add_rate(in_turn, physics.rate_at_once(in_turn=True))
             for who, venv in envs.items():
                 if who in (OURS_SHARED, OURS_SUBPROC):
                     played = play_vectorised(venv, lambda step, _: actions[step], steps)
@@ -291,6 +295,7 @@ def compare_vectorised(env_id: str, gait: Gait, envs: dict[str, VecEnv], workers
     for who in results.rates:
         print(results.line(who))
     report_vectorised(results, gait.bars if workers == 2 else None, [projected, at_once])
+    print(f"  ours / {in_turn}: {verdict(results.ratio(OURS_SHARED, in_turn), None)}")
 
 
 def report_vectorised(results: Results, bars: Bars | None, physics: list[str]) -> None:

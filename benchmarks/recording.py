@@ -8,7 +8,7 @@ an episode, or a cube that is thrown); `time_physics` replays it bit for bit and
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -119,9 +119,21 @@ def time_physics(env: gym.Env[Any, Any], recording: Recording) -> float:
 
     :raises RuntimeError: if the replay does not end where the recording does
     """
+    return sum(_replay(env, recording))
+
+
+def time_physics_in_turn(envs: list[gym.Env[Any, Any]], recordings: list[Recording]) -> float:
+    """The same of several recordings of one length, each in its own world, the worlds taking turns step by step.
+
+    They share the processor's caches, as the environments of one worker do.
+    """
+    replays = [_replay(env, recording) for env, recording in zip(envs, recordings, strict=True)]
+    return sum(sum(seconds) for seconds in zip(*replays, strict=True))
+
+
+def _replay(env: gym.Env[Any, Any], recording: Recording) -> Iterator[float]:
     task = _task_of(env)
     world, client = task._world, task.client
-    seconds = 0.0
     for step, action in enumerate(recording.actions.astype(float).tolist()):
         if step in recording.starts:
             world.forget()
@@ -130,10 +142,9 @@ def time_physics(env: gym.Env[Any, Any], recording: Recording) -> float:
         task.robot.act(action)
         started = time.perf_counter()
         pybullet.stepSimulation(client)
-        seconds += time.perf_counter() - started
+        yield time.perf_counter() - started
     if world.bodies[0].read_root() != recording.final:
         raise RuntimeError("the physics did not replay the recorded episodes bit for bit")
-    return seconds
 
 
 def _task_of(env: gym.Env[Any, Any]) -> RoboschoolHumanoid:
@@ -143,7 +154,7 @@ def _task_of(env: gym.Env[Any, Any]) -> RoboschoolHumanoid:
 
 
 class PhysicsProcesses:
-    """Processes that replay recordings, each its own in one world, to time the physics alone in several at once.
+    """Processes that replay recordings, each its own, to time the physics alone in several at once.
 
     :param env_id: of our environments
     :param recordings: of each process
@@ -164,17 +175,21 @@ class PhysicsProcesses:
         for connection in self._connections:
             connection.recv()
 
-    def rate_at_once(self) -> float:
-        """Steps per second of the physics alone, summed over the processes while all of them replay."""
+    def rate_at_once(self, in_turn: bool = False) -> float:
+        """Steps per second of the physics alone, summed over the processes while all of them replay.
+
+        :param in_turn: each recording in a world of its own, the worlds of a process taking turns; otherwise one
+            after the other in one world.
+        """
         for connection in self._connections:
-            connection.send("replay")
+            connection.send(in_turn)
         return sum(steps / connection.recv() for steps, connection in zip(self._steps, self._connections, strict=True))
 
     def projected_rate(self) -> float:
         """The same sum, each process replaying while the others wait."""
         total = 0.0
         for steps, connection in zip(self._steps, self._connections, strict=True):
-            connection.send("replay")
+            connection.send(False)
             total += steps / connection.recv()
         return total
 
@@ -186,11 +201,15 @@ class PhysicsProcesses:
 
 
 def _serve(remote: Connection, env_id: str, recordings: list[Recording]) -> None:
-    with gym.make(env_id) as env:
+    with ExitStack() as stack:
+        envs = [stack.enter_context(gym.make(env_id)) for _ in recordings]
         remote.send("ready")
         while True:
             try:
-                remote.recv()
+                in_turn = remote.recv()
             except EOFError:  # the parent has closed its end
                 return
-            remote.send(sum(time_physics(env, recording) for recording in recordings))
+            if in_turn:
+                remote.send(time_physics_in_turn(envs, recordings))
+            else:
+                remote.send(sum(time_physics(envs[0], recording) for recording in recordings))
