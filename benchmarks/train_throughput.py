@@ -196,7 +196,8 @@ def take_turns(ours: Training, alone: VecEnv, sb3: Training | None, sizes: Sizes
     rounds = Rounds([], [], [])
     for number in range(1 + sizes.rounds):
         started = time.perf_counter()
-        order = sizes.threads[:: -1 if number % 2 else 1]
+        # One update warms up; with all threads it would wait for other programs as long as a round does.
+        order = sizes.threads[:: -1 if number % 2 else 1] if number else sizes.threads[:1]
         iterations, actions = iterate(ours, sizes, order)
         rounds.ours.append(iterations)
         rounds.alone.append(play_vectorised(alone, partial(recorded, actions), len(actions)))
@@ -216,7 +217,7 @@ def describe(results: Results, who: str, rounds: list[dict[int, Iterations]]) ->
     :return: the better number of threads in the update, as a name in the results
     """
     names = []
-    for threads in rounds[0]:
+    for threads in sorted(rounds[1]):
         name = f"{who}, update on {threads} thread{'s' * (threads > 1)}"
         names.append(name)
         parts = [one[threads] for one in rounds[1:]]
