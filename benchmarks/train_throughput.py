@@ -18,7 +18,8 @@ Ours keeps torch to one thread while workers step, and takes all that it is give
 of threads throughout; here it has the best of both: one thread in the rollout, as ours, and for the update, which both
 run with one thread and with all (`--threads`), what is faster in the end. An update that follows another on the same
 rollout finds the buffer flattened, so the order changes from round to round. All are faster on idle cores; where other
-programs use the cores too, threads wait for one another and can be many times slower than one.
+programs use the cores too, threads wait for one another and can be many times slower than one: `--threads 1` then
+gives the same result in a fraction of the time.
 
 They take turns, and each line gives medians over the rounds, and ratios the medians of the ratios within a round; the
 first iteration of each, which warms it up, is not among them. Both train from the beginning, so their robots fall
