@@ -18,7 +18,8 @@ Ours keeps torch to one thread while workers step, and takes all that it is give
 of threads throughout; here it has the best of both: one thread in the rollout, as ours, and for the update, which both
 run with one thread and with all (`--threads`), what is faster in the end. An update that follows another on the same
 rollout finds the buffer flattened, so the order changes from round to round. All are faster on idle cores; where other
-programs use the cores too, threads wait for one another and can be many times slower than one.
+programs use the cores too, threads wait for one another and can be many times slower than one: `--threads 1` then
+gives the same result in a fraction of the time.
 
 They take turns, and each line gives medians over the rounds, and ratios the medians of the ratios within a round; the
 first iteration of each, which warms it up, is not among them. Both train from the beginning, so their robots fall
@@ -196,7 +197,8 @@ def take_turns(ours: Training, alone: VecEnv, sb3: Training | None, sizes: Sizes
     rounds = Rounds([], [], [])
     for number in range(1 + sizes.rounds):
         started = time.perf_counter()
-        order = sizes.threads[:: -1 if number % 2 else 1]
+        # One update warms up; with all threads it would wait for other programs as long as a round does.
+        order = sizes.threads[:: -1 if number % 2 else 1] if number else sizes.threads[:1]
         iterations, actions = iterate(ours, sizes, order)
         rounds.ours.append(iterations)
         rounds.alone.append(play_vectorised(alone, partial(recorded, actions), len(actions)))
@@ -216,7 +218,7 @@ def describe(results: Results, who: str, rounds: list[dict[int, Iterations]]) ->
     :return: the better number of threads in the update, as a name in the results
     """
     names = []
-    for threads in rounds[0]:
+    for threads in sorted(rounds[1]):
         name = f"{who}, update on {threads} thread{'s' * (threads > 1)}"
         names.append(name)
         parts = [one[threads] for one in rounds[1:]]
