@@ -9,13 +9,18 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
+from gymnasium.wrappers import TransformReward
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants.vec_env import SharedMemoryVecEnv, WorkerDiedError
+from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
 from tests import vec_env_cases as cases
 from tests.vec_env_cases import ACTIONS, OBSERVATIONS, assert_same, functions, is_running
 
@@ -223,3 +228,40 @@ def test_nothing_survives_the_parent(end: signal.Signals, start_method: str, tmp
         time.sleep(0.05)
     assert not any(is_running(pid) for pid in workers)
     assert "leaked" not in errors  # Python's own complaint about segments and semaphores
+
+
+class InfoWhereItIsCut(gym.Wrapper):
+    """CartPole cut after some steps, with ``at_end`` in the infos of the cut and ``reward`` for its step."""
+
+    def __init__(self, n_steps: int, reward: float, at_end: dict[str, Any]):
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=n_steps))
+        self.reward, self.at_end = reward, at_end
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, ends, cut, info = self.env.step(action)
+        return observation, self.reward if cut else reward, ends, cut, info | (self.at_end if cut else {})
+
+
+def test_the_monitor_over_actors_writes_what_their_monitors_tell_and_what_was_cut(tmp_path: Path) -> None:
+    def monitored() -> gym.Env:
+        whole = Monitor(InfoWhereItIsCut(3, 5.0, {"level": 7}), info_keywords=("level",))
+        return TransformReward(whole, lambda reward: 0.1 * float(reward))  # of which the file is to know nothing
+
+    def lost() -> gym.Env:
+        return InfoWhereItIsCut(5, 0.0, {"actor_lost": True})
+
+    env = ActorsMonitor(DummyVecEnv([monitored, lost]), tmp_path / "0.monitor.csv", ["level"])
+    env.reset()
+    actions = np.zeros(2, np.int64)
+    for _ in range(5):
+        *_, infos = env.step(actions)
+    assert (infos[1]["episode"]["r"], infos[1]["episode"]["l"]) == (4.0, 4)
+    env.step(actions)
+    env.reset()  # which forgets the lost one's step
+    for _ in range(5):
+        env.step(actions)
+    env.close()
+    written = load_results(str(tmp_path))
+    assert written["r"].tolist() == [7.0, 4.0, 7.0, 7.0, 4.0]
+    assert written["l"].tolist() == [3, 4, 3, 3, 4]
+    assert written["level"].fillna(-1).tolist() == [7, -1, 7, 7, -1]
