@@ -258,7 +258,7 @@ class _OurExperiments(ExperimentManager):
 
     def _monitored(self, inner: Any, path: Path | None, env_fns: list[Callable[[], Any]], **arguments: Any) -> VecEnv:
         """Called by rl_zoo3 in place of the class, so that the monitor is inside of normalisation."""
-        from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
+        from sb3_ppo_variants.vec_env import ActorsMonitor
 
         return ActorsMonitor(inner(env_fns, **arguments), path, self.monitor_kwargs.get("info_keywords", ()))
 

@@ -19,8 +19,7 @@ from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_ppo_variants.vec_env import SharedMemoryVecEnv, WorkerDiedError
-from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
+from sb3_ppo_variants.vec_env import ActorsMonitor, SharedMemoryVecEnv, WorkerDiedError
 from tests import vec_env_cases as cases
 from tests.vec_env_cases import ACTIONS, OBSERVATIONS, assert_same, functions, is_running
 

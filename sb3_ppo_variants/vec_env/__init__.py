@@ -12,12 +12,14 @@ from sb3_ppo_variants.vec_env.worker import ActorLostWarning, EnvironmentRaisedE
 
 if TYPE_CHECKING:
     from sb3_ppo_variants.vec_env.chunked import ChunkedVecEnv
+    from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
     from sb3_ppo_variants.vec_env.ray import RayVecEnv as RayVecEnv
     from sb3_ppo_variants.vec_env.shared_memory import SharedMemoryVecEnv
 
 # Without RayVecEnv, which needs the [ray] extra: `import *` works where it is not installed.
 __all__ = [
     "ActorLostWarning",
+    "ActorsMonitor",
     "ChunkedVecEnv",
     "EnvironmentRaisedError",
     "SharedMemoryVecEnv",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "ActorsMonitor": "monitor",
     "ChunkedVecEnv": "chunked",
     "RayVecEnv": "ray",
     "SharedMemoryVecEnv": "shared_memory",

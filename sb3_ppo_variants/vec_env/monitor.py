@@ -27,7 +27,7 @@ class ActorsMonitor(VecEnvWrapper):
     :param info_keywords: what else the infos of an episode's last step have for the file
     """
 
-    def __init__(self, venv: VecEnv, path: Path | None, info_keywords: Sequence[str] = ()):
+    def __init__(self, venv: VecEnv, path: str | Path | None, info_keywords: Sequence[str] = ()):
         super().__init__(venv)
         self._begin = time.time()
         self._writer = None
