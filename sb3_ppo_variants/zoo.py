@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ ZOO_KEYS = frozenset(
 NOISE_KEYS = frozenset({"noise_type", "noise_std"})
 # Algorithms of SB3 and sb3-contrib that the paper compares with: with our settings for the tasks of its Fig. 3.
 PEERS = {"a2c": "stable_baselines3.A2C", "trpo": "sb3_contrib.TRPO"}
-# Ours: how the environments are vectorised. `--vec-env` on the command line wins.
+# Ours: how the environments are vectorised, a name or {name: …, <its arguments>}. `--vec-env` on the command line wins.
 VEC_ENV_KEY = "vec_env"
 VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
@@ -105,7 +106,7 @@ def check_names(what: str, names: Iterable[object], allowed: Collection[str], *,
             continue
         nearest = difflib.get_close_matches(str(name), allowed, n=1)
         hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-        choices = f" (allowed: {', '.join(sorted(allowed))})" if list_allowed else ""
+        choices = f" (allowed: {', '.join(sorted(allowed)) or 'none'})" if list_allowed else ""
         raise ValueError(f"unknown {what} {name!r}{hint}{choices}")
 
 
@@ -230,22 +231,36 @@ class _OurExperiments(ExperimentManager):
             kwargs["config"] = str(config_path(algo))
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
+        self._on_ray = False
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """As rl_zoo3's; remembers the environments, to close them if the setup fails.
 
-        Evaluation stays in this process where the training takes the CPUs of a Ray cluster.
+        Where the training takes the CPUs of a Ray cluster, evaluation stays in this process, and the monitor's file on
+        this machine. Both have the same wrappers, which SB3's evaluation relies on.
         """
         from stable_baselines3.common.vec_env import DummyVecEnv
 
-        chosen = self.vec_env_class
-        if eval_env and chosen.__name__ == "RayVecEnv":
-            self.vec_env_class = DummyVecEnv
+        chosen, arguments = self.vec_env_class, self.vec_env_kwargs
+        if self._on_ray:
+            inner: Any = DummyVecEnv if eval_env else chosen
+            path = None if eval_env or no_log else Path(self.save_path, "0.monitor.csv")
+            monitored: Any = partial(self._monitored, inner, path)
+            self.vec_env_class = monitored
+            self.vec_env_kwargs = {} if eval_env else arguments
+        elif eval_env:  # with its own number of environments, which the training's number of workers may not suit
+            self.vec_env_kwargs = {name: value for name, value in arguments.items() if name != "n_workers"}
         try:
-            self._opened.append(super().create_envs(n_envs, eval_env, no_log))
+            self._opened.append(super().create_envs(n_envs, eval_env, no_log or self._on_ray))
         finally:
-            self.vec_env_class = chosen
+            self.vec_env_class, self.vec_env_kwargs = chosen, arguments
         return self._opened[-1]
+
+    def _monitored(self, inner: Any, path: Path | None, env_fns: list[Callable[[], Any]], **arguments: Any) -> VecEnv:
+        """Called by rl_zoo3 in place of the class, so that the monitor is inside of normalisation."""
+        from sb3_ppo_variants.vec_env import ActorsMonitor
+
+        return ActorsMonitor(inner(env_fns, **arguments), path, self.monitor_kwargs.get("info_keywords", ()))
 
     def setup_experiment(self) -> Any:
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
@@ -296,14 +311,16 @@ class _OurExperiments(ExperimentManager):
         allowed = {*constructor, *ZOO_KEYS, *NOISE_KEYS} - COMMAND_LINE_KEYS
         check_names("config key", self.custom_hyperparams or {}, allowed)
 
-    def _choose_vec_env(self, name: str | None) -> None:
-        if name is None:
+    def _choose_vec_env(self, choice: str | Mapping[str, Any] | None) -> None:
+        if choice is None:
             return
-        check_names(VEC_ENV_KEY, [name], VEC_ENVS)
+        name, arguments = read_vec_env(choice)
         # rl_zoo3's parser does not tell its default from what the user asked for.
         on_command_line = any(argument.startswith("--vec") for argument in sys.argv[1:])
         if self.default_vec_env_cls is None and not on_command_line:
-            self.vec_env_class = _vec_env_class(name)
+            self.vec_env_class, self.vec_env_kwargs, self._on_ray = _vec_env_class(name), arguments, name == "ray"
+            allowed = set(inspect.signature(self.vec_env_class).parameters) - {"env_fns"}
+            check_names(f"argument of {VEC_ENV_KEY}: {name},", arguments, allowed)
 
     def objective(self, trial: optuna.Trial) -> float:
         """As rl_zoo3's, but it prunes only what diverged: there every ValueError and AssertionError is pruned."""
@@ -320,6 +337,20 @@ class _OurExperiments(ExperimentManager):
             if cause is None or "invalid values" in str(cause):
                 raise
             raise cause from None
+
+
+def read_vec_env(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
+    """How environments are vectorised, as a config writes it: a name, or a mapping of ``name`` and arguments.
+
+    :return: one of ``VEC_ENVS``, and its arguments
+    :raises ValueError: for an unknown name, or a mapping without one
+    """
+    arguments = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
+    if "name" not in arguments:
+        raise ValueError(f"{VEC_ENV_KEY} must be a name or a mapping with a name; got {choice!r}")
+    name = arguments.pop("name")
+    check_names(VEC_ENV_KEY, [name], VEC_ENVS)
+    return name, arguments
 
 
 def _vec_env_class(name: str) -> type[VecEnv]:

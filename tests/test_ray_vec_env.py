@@ -20,8 +20,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
@@ -32,13 +30,12 @@ ray = pytest.importorskip("ray")  # before what needs it
 from ray.cluster_utils import Cluster
 
 from sb3_ppo_variants import PPOClipPaper
-from sb3_ppo_variants.vec_env import ActorLostWarning, EnvironmentRaisedError, RayVecEnv, WorkerDiedError
+from sb3_ppo_variants.vec_env import ActorLostWarning, RayVecEnv, WorkerDiedError
+from tests import vec_env_cases as cases
 from tests.vec_env_cases import (
     ACTIONS,
-    BOX,
     OBSERVATIONS,
     DyingEnv,
-    RandomEnv,
     assert_same,
     functions,
     is_running,
@@ -118,6 +115,35 @@ def test_the_worst_arguments_are_named_before_ray_is_started() -> None:
     assert not ray.is_initialized()
 
 
+@pytest.mark.parametrize("source", ["address", "RAY_ADDRESS"])
+def test_a_ray_client_is_refused(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    client = "ray://192.0.2.1:10001"
+    monkeypatch.setenv("RAY_ADDRESS", client)
+    address = client if source == "address" else None
+    with pytest.raises(ValueError, match=f"{source} must not be that of a Ray Client; got '{client}'"):
+        RayVecEnv(functions("box", "box", 2), address=address)
+    assert not ray.is_initialized()
+
+
+def test_actors_are_ended_and_the_connection_left_whatever_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        alive = True
+        users = 1
+
+        def leave(self) -> None:
+            self.users -= 1
+
+    env = RayVecEnv.__new__(RayVecEnv)
+    connection: Any = Broken()
+    env._connection = connection
+    broken: Any = [object()]  # no actor
+    env._chunks = broken
+    with pytest.raises(AttributeError):
+        env.close()
+    assert connection.users == 0
+    env.close()
+
+
 @pytest.mark.slow
 def test_without_ray_the_extra_is_named_and_nothing_else_needs_it() -> None:
     code = """
@@ -125,9 +151,12 @@ import sys
 sys.modules["ray"] = None  # as if it were not installed
 from sb3_ppo_variants import PPOClipPaper
 PPOClipPaper("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8, n_epochs=1, device="cpu").learn(8)
+from sb3_ppo_variants.vec_env import *
+print(SharedMemoryVecEnv.__name__, ActorLostWarning.__name__)
 from sb3_ppo_variants.vec_env import RayVecEnv
 """
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert ended.stdout == "SharedMemoryVecEnv ActorLostWarning\n"
     assert 'ImportError: RayVecEnv needs the [ray] extra: pip install "sb3-ppo-variants[ray]"' in ended.stderr
 
 
@@ -137,15 +166,58 @@ from sb3_ppo_variants.vec_env import RayVecEnv
 @pytest.mark.slow
 @pytest.mark.parametrize("observations", OBSERVATIONS)
 def test_equals_dummy_vec_env_for_every_observation_space(cluster: Any, observations: str) -> None:
-    ours = trajectory(on_ray(functions(observations, "box", 5)))
-    assert_same(ours, trajectory(DummyVecEnv(functions(observations, "box", 5))))
+    fns = functions(observations, "box", 5)
+    cases.check_it_equals_dummy_vec_env(on_ray(fns), fns)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_equals_dummy_vec_env_for_every_action_space(cluster: Any, actions: str) -> None:
-    ours = trajectory(on_ray(functions("box", actions, 3)))
-    assert_same(ours, trajectory(DummyVecEnv(functions("box", actions, 3))))
+    fns = functions("box", actions, 3)
+    cases.check_it_equals_dummy_vec_env(on_ray(fns), fns)
+
+
+@pytest.mark.slow
+def test_training_gives_what_dummy_vec_env_gives(cluster: Any) -> None:
+    cases.check_that_training_equals_dummy_vec_envs(RayVecEnv, n_actors=2)
+
+
+@pytest.mark.slow
+def test_an_actor_with_plain_environments_imports_neither_torch_nor_sb3(cluster: Any) -> None:
+    env = on_ray([partial(gym.make, "CartPole-v1")], 1)
+    cases.check_that_a_worker_with_plain_environments_imports_neither_torch_nor_sb3(env)
+
+
+@pytest.mark.slow
+def test_attributes_methods_wrappers_and_frames(cluster: Any) -> None:
+    cases.check_attributes_methods_wrappers_and_frames(on_ray(functions("box", "discrete", 5)))
+
+
+@pytest.mark.slow
+def test_wrong_numbers_of_actions_are_refused(cluster: Any) -> None:
+    cases.check_that_wrong_numbers_of_actions_are_refused(on_ray(functions("box", "box", 4)), np.float32)
+
+
+@pytest.mark.slow
+def test_what_cannot_be_pickled_is_told(cluster: Any) -> None:
+    cases.check_that_what_cannot_be_pickled_is_told(on_ray(functions("box", "box", 4)))
+
+
+@pytest.mark.slow
+def test_a_closed_one_says_so(cluster: Any) -> None:
+    env = on_ray(functions("box", "box", 2))
+    env.close()
+    cases.check_that_nothing_can_be_asked(env, np.zeros((2, 2), np.float32))
+    env.close()  # again is no harm
+
+
+@pytest.mark.slow
+def test_as_many_actors_by_default_as_fit_on_the_nodes(cluster: Any, add_node: Callable[[], Any]) -> None:
+    add_node()
+    add_node()
+    env = RayVecEnv(functions("box", "box", 6), num_cpus=2)  # 2 on the head node's 4 CPUs, 1 on 3 CPUs each
+    assert len(env._chunks) == 4
+    env.close()
 
 
 @pytest.mark.slow
@@ -154,27 +226,7 @@ def test_the_number_of_actors_changes_nothing(cluster: Any, n_actors: int | None
     env = RayVecEnv(functions("dict", "discrete", 5), n_actors, num_cpus=num_cpus)
     by_default = {1: HEAD_CPUS, 3: 1, 0: HEAD_CPUS}  # of each actor's CPUs
     assert len(env._chunks) == (n_actors or by_default[int(num_cpus)])
-    assert_same(trajectory(env), trajectory(DummyVecEnv(functions("dict", "discrete", 5))))
-
-
-@pytest.mark.slow
-def test_training_gives_what_dummy_vec_env_gives(cluster: Any) -> None:
-    def train(vec_env_cls: Any, **kwargs: Any) -> Any:
-        env = make_vec_env("CartPole-v1", 4, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
-        model = PPOClipPaper("MlpPolicy", VecNormalize(env), n_steps=32, n_epochs=2, seed=1, device="cpu").learn(256)
-        env.close()
-        return model.get_parameters()["policy"]
-
-    ours, theirs = train(RayVecEnv, n_actors=2), train(DummyVecEnv)
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
-
-
-@pytest.mark.slow
-def test_an_actor_with_plain_environments_imports_neither_torch_nor_sb3(cluster: Any) -> None:
-    env = on_ray([partial(gym.make, "CartPole-v1")], 1)
-    loaded = env._ask(None, lambda _: {"torch", "stable_baselines3", "numpy"} & set(sys.modules))
-    env.close()
-    assert loaded == [{"numpy"}]
+    cases.check_it_equals_dummy_vec_env(env, functions("dict", "discrete", 5))
 
 
 @pytest.mark.slow
@@ -191,37 +243,6 @@ def test_torch_keeps_to_one_thread_while_actors_step(cluster: Any, monkeypatch: 
     assert chosen == [1, 7]
 
 
-@pytest.mark.slow
-def test_attributes_methods_wrappers_and_frames(cluster: Any) -> None:
-    env = on_ray(functions("box", "discrete", 5))
-    env.reset()
-    env.step(np.zeros(5, dtype=np.int64))
-    assert env.get_attr("n_steps") == [1] * 5
-    env.env_method("set_wrapper_attr", "n_steps", 7, indices=[4, 1])
-    assert env.get_attr("n_steps") == [1, 7, 1, 1, 7]
-    assert env.get_attr("n_steps", indices=[4, 0]) == [7, 1]
-    assert env.env_method("add", 10, twice=True, indices=1) == [27]  # 7 + 2·10
-    env.set_attr("mark", "here", indices=2)
-    assert env.get_attr("mark", indices=2) == ["here"]
-    assert env.has_attr("n_steps")
-    assert not env.has_attr("mark")  # only one has it
-    with pytest.raises(AttributeError, match="environment 0"):
-        env.get_attr("nothing")
-    assert env.get_attr("n_steps", indices=0) == [1]  # and it goes on
-    assert env.env_is_wrapped(TimeLimit) == [True] * 5
-    assert env.env_is_wrapped(VecNormalize) == [False] * 5  # type: ignore[arg-type]
-    frames = env.get_images()
-    assert [int(frame[0, 0, 0]) for frame in frames] == [1, 7, 1, 1, 7]  # type: ignore[index]
-    picture = env.render()
-    assert picture is not None
-    assert picture.shape[2] == 3
-    env.close()
-    for use in (env.reset, partial(env.get_attr, "n_steps"), partial(env.step, np.zeros(5, dtype=np.int64))):
-        with pytest.raises(RuntimeError, match="this RayVecEnv is closed"):
-            use()
-    env.close()  # again is no harm
-
-
 # ------------------------------------------------------------------ environments that raise
 
 
@@ -229,29 +250,14 @@ def test_attributes_methods_wrappers_and_frames(cluster: Any) -> None:
 def test_an_environment_that_raises_ends_everything_and_is_named(cluster: Any) -> None:
     env = on_ray(functions("box", "box", 5, troubled=3))
     workers = processes(env)
-    env.reset()
-    actions = np.zeros((5, 2), np.float32)
-    env.step(actions)
-    env.step(actions)
-    with pytest.raises(EnvironmentRaisedError, match="environment 3 raised a ZeroDivisionError") as caught:
-        env.step(actions)
-    assert "trouble as ordered" in str(caught.value)
-    assert "in step" in str(caught.value)  # the worker's traceback
+    cases.check_that_an_environment_that_raises_ends_everything_and_is_named(env)
     assert env.lost_actors == 0
     wait_for_the_end_of(workers)
-    env.close()  # again is no harm
 
 
 @pytest.mark.slow
 def test_an_environment_that_cannot_be_made_is_named(cluster: Any) -> None:
-    def impossible() -> gym.Env:
-        raise OSError("no such world")
-
-    with pytest.raises(EnvironmentRaisedError, match=r"environment 2 raised a OSError(.|\n)*no such world"):
-        on_ray([*functions("box", "box", 2), impossible])
-    text = spaces.Text(5)
-    with pytest.raises(TypeError, match="observation space must be one of Box"):
-        on_ray([lambda: RandomEnv(text, BOX)], 1)
+    cases.check_that_an_environment_that_cannot_be_made_is_named(on_ray)
 
 
 def wait_for_the_end_of(workers: list[int]) -> None:
@@ -334,6 +340,113 @@ def test_a_loss_during_a_reset_changes_nothing(cluster: Any, tmp_path: Path) -> 
         ours = trajectory(env)
     assert env.lost_actors == 1
     assert_same(ours, trajectory(DummyVecEnv(dying(tmp_path, "never"))))
+
+
+@pytest.mark.slow
+def test_a_loss_in_a_later_reset_cuts_nothing_and_points_at_its_caller(cluster: Any, tmp_path: Path) -> None:
+    env = on_ray(dying(tmp_path, "reset 2"))
+    env.reset()
+    steps_of(env, 1)
+    with pytest.warns(ActorLostWarning) as told:
+        env.reset()
+    assert "made anew (restart 1" in str(told[0].message)
+    assert told[0].filename == __file__
+    *_, infos = steps_of(env, 1)[0]
+    assert not any("actor_lost" in info for info in infos)
+    env.close()
+
+
+@pytest.mark.slow
+def test_two_actors_lost_in_one_step(cluster: Any, tmp_path: Path) -> None:
+    victims = {0: "first", 2: "second"}
+    fns: list[Callable[[], gym.Env]] = [
+        partial(DyingEnv, "step 2" if i in victims else "", str(tmp_path / victims.get(i, ""))) for i in range(4)
+    ]
+    env = on_ray(fns, 4)
+    env.reset()
+    steps_of(env, 1)
+    with pytest.warns(ActorLostWarning) as told:
+        _, _, dones, infos = steps_of(env, 1)[0]
+    assert [str(warning.message).split(" (")[0] for warning in told] == [
+        "the Ray actor of environment 0",
+        "the Ray actor of environment 2",
+    ]
+    assert told[0].filename.endswith("test_ray_vec_env.py")
+    assert dones.tolist() == [True, False, True, False]
+    assert [info.get("actor_lost", False) for info in infos] == [True, False, True, False]
+    assert env.lost_actors == 2
+    assert not steps_of(env, 1)[0][2].any()
+    env.close()
+
+
+@pytest.mark.slow
+def test_a_replacement_that_dies_while_it_starts_is_replaced_too(cluster: Any, tmp_path: Path) -> None:
+    count = tmp_path / "made"
+    env = on_ray([partial(DyingEnv, ""), partial(dying_second, str(count))])
+    env.reset()
+    ray.kill(env._chunks[1]._handle)
+    with pytest.warns(ActorLostWarning) as told:
+        _, _, dones, infos = steps_of(env, 1)[0]
+    assert [re.findall(r"restart \d", str(warning.message)) for warning in told] == [["restart 1"], ["restart 2"]]
+    assert env.lost_actors == 2
+    assert len(count.read_text()) == 3
+    assert dones.tolist() == [False, True]
+    assert infos[1]["actor_lost"]
+    env.close()
+
+
+def dying_second(path: str) -> gym.Env:
+    """Environments of which the second kills its process while it is made."""
+    with open(path, "a") as made:
+        made.write("x")
+        here = made.tell()
+    if here == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return DyingEnv("")
+
+
+@pytest.mark.slow
+def test_normalisation_goes_over_a_cut_as_over_any_end(cluster: Any) -> None:
+    on_actors = on_ray([partial(DyingEnv, "")] * 4)
+    env = VecNormalize(on_actors)
+    normal: Any = env.normalize_obs
+    env.reset()
+    steps_of(env, 3)
+    last: Any = env.get_original_obs()
+    ray.kill(on_actors._chunks[1]._handle)
+    with pytest.warns(ActorLostWarning):
+        env.get_attr("n_steps")
+    observations, _, dones, infos = steps_of(env, 1)[0]
+    first: Any = env.get_original_obs()
+    assert dones.tolist() == [False, False, True, True]
+    for index in (2, 3):
+        assert np.array_equal(infos[index]["terminal_observation"], normal(last[index]))
+        assert np.array_equal(observations[index], normal(first[index]))
+    assert not np.array_equal(first[2:], last[2:])
+    assert env.returns[2:].tolist() == [0, 0]
+    env.close()
+
+
+@pytest.mark.slow
+def test_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell(
+    cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_args: Any, **_kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    env = on_ray([partial(DyingEnv, "")] * 4)
+    env.reset()
+    ray.kill(env._chunks[1]._handle)
+    with monkeypatch.context() as patch:
+        patch.setattr(ray, "wait", interrupted)
+        with pytest.warns(ActorLostWarning), pytest.raises(KeyboardInterrupt):
+            env.get_attr("n_steps")
+    _, _, dones, infos = steps_of(env, 1)[0]
+    assert dones.tolist() == [False, False, True, True]
+    assert [info.get("actor_lost", False) for info in infos] == [False, False, True, True]
+    assert env.lost_actors == 1
+    assert not steps_of(env, 1)[0][2].any()
+    env.close()
 
 
 @pytest.mark.slow
@@ -515,7 +628,7 @@ def make():
 address = sys.argv[1] if len(sys.argv) > 1 else None
 one = RayVecEnv([make] * 4, 4, address)
 print("cpus", ray.cluster_resources()["CPU"])
-two = RayVecEnv([make], address=address, num_cpus=0)
+two = RayVecEnv([make], address=address or os.environ.get("RAY_ADDRESS", "local"), num_cpus=0)
 one.close()
 two.reset()
 print("open", ray.is_initialized())
@@ -542,10 +655,36 @@ def test_what_was_started_is_shut_down_with_the_last_user() -> None:
     wait_for_the_end_of(workers)
 
 
+ENDED = """
+import gymnasium as gym
+import ray
+from sb3_ppo_variants.vec_env import RayVecEnv
+
+env = RayVecEnv([lambda: gym.make("CartPole-v1")], 1, "local")
+env.reset()
+ray.shutdown()
+try:
+    env.reset()
+except RuntimeError as error:
+    print(error, ray.is_initialized(), env.closed, sep="; ")
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["argument", "variable"])
+def test_a_connection_that_somebody_ended_is_told() -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDED], capture_output=True, text=True, check=True)
+    message = "this RayVecEnv has lost its environments: its connection to Ray was ended"
+    assert ended.stdout.splitlines()[-1] == f"{message}; False; True"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["argument", "other text", "variable"])
 def test_a_running_cluster_is_joined_and_left(cluster: Any, how: str) -> None:
-    lines, workers = outcome(cluster.address) if how == "argument" else outcome(RAY_ADDRESS=cluster.address)
+    if how == "variable":
+        lines, workers = outcome(RAY_ADDRESS=cluster.address)
+    else:
+        port = cluster.address.rsplit(":", 1)[1]
+        lines, workers = outcome(cluster.address if how == "argument" else f"localhost:{port}")
     assert lines == [f"cpus {float(HEAD_CPUS)}", "open True", "open False"]
     wait_for_the_end_of(workers)
     assert len(cluster.list_all_nodes()) == 1

@@ -9,19 +9,19 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
-from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from gymnasium.wrappers import TransformReward
+from stable_baselines3.common.monitor import Monitor, load_results
+from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_ppo_variants import PPOClipPaper
-from sb3_ppo_variants.vec_env import EnvironmentRaisedError, SharedMemoryVecEnv, WorkerDiedError
-from tests.vec_env_cases import ACTIONS, BOX, OBSERVATIONS, RandomEnv, assert_same, functions, is_running, trajectory
+from sb3_ppo_variants.vec_env import ActorsMonitor, SharedMemoryVecEnv, WorkerDiedError
+from tests import vec_env_cases as cases
+from tests.vec_env_cases import ACTIONS, OBSERVATIONS, assert_same, functions, is_running
 
 
 def fork(env_fns: list[Callable[[], gym.Env]], n_workers: int = 2) -> SharedMemoryVecEnv:
@@ -30,20 +30,63 @@ def fork(env_fns: list[Callable[[], gym.Env]], n_workers: int = 2) -> SharedMemo
 
 @pytest.mark.parametrize("observations", OBSERVATIONS)
 def test_equals_dummy_vec_env_for_every_observation_space(observations: str) -> None:
-    ours = trajectory(fork(functions(observations, "box", 5)))
-    assert_same(ours, trajectory(DummyVecEnv(functions(observations, "box", 5))))
+    fns = functions(observations, "box", 5)
+    cases.check_it_equals_dummy_vec_env(fork(fns), fns)
 
 
 @pytest.mark.parametrize("actions", ACTIONS)
 def test_equals_dummy_vec_env_for_every_action_space(actions: str) -> None:
-    ours = trajectory(fork(functions("box", actions, 3)))
-    assert_same(ours, trajectory(DummyVecEnv(functions("box", actions, 3))))
+    fns = functions("box", actions, 3)
+    cases.check_it_equals_dummy_vec_env(fork(fns), fns)
 
 
 @pytest.mark.parametrize("n_workers", [1, 2, 3, 5])
 def test_the_number_of_workers_changes_nothing(n_workers: int) -> None:
-    ours = trajectory(fork(functions("dict", "discrete", 5), n_workers))
-    assert_same(ours, trajectory(DummyVecEnv(functions("dict", "discrete", 5))))
+    fns = functions("dict", "discrete", 5)
+    cases.check_it_equals_dummy_vec_env(fork(fns, n_workers), fns)
+
+
+def test_training_gives_what_dummy_vec_env_gives() -> None:
+    cases.check_that_training_equals_dummy_vec_envs(SharedMemoryVecEnv, n_workers=2, start_method="fork")
+
+
+def test_attributes_methods_wrappers_and_frames() -> None:
+    cases.check_attributes_methods_wrappers_and_frames(fork(functions("box", "discrete", 5)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # through the memory, and as they are
+def test_wrong_numbers_of_actions_are_refused(dtype: Any) -> None:
+    cases.check_that_wrong_numbers_of_actions_are_refused(fork(functions("box", "box", 4)), dtype)
+
+
+def test_what_cannot_be_pickled_is_told() -> None:
+    cases.check_that_what_cannot_be_pickled_is_told(fork(functions("box", "box", 4)))
+
+
+def test_a_closed_one_says_so() -> None:
+    env = fork(functions("box", "box", 2))
+    env.close()
+    cases.check_that_nothing_can_be_asked(env, np.zeros((2, 2), np.float32))
+    env.close()  # again is no harm
+
+
+def test_nothing_is_asked_during_a_step() -> None:
+    env = fork(functions("box", "box", 4))
+    env.reset()
+    actions = np.zeros((4, 2), np.float32)
+    env.step_async(actions)
+    for ask in (
+        env.reset,
+        partial(env.get_attr, "n_steps"),
+        partial(env.env_method, "add", 1),
+        partial(env.step_async, actions),
+    ):
+        with pytest.raises(RuntimeError, match="a step is under way; end it with step_wait first"):
+            ask()
+    *_, infos = env.step_wait()
+    assert [info["steps"] for info in infos] == [1] * 4
+    assert env.get_attr("n_steps") == [1] * 4
+    env.close()
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
@@ -51,15 +94,13 @@ def test_other_start_methods_give_the_same(start_method: str) -> None:
     def make() -> gym.Env:
         return gym.make("CartPole-v1")
 
-    ours = trajectory(SharedMemoryVecEnv([make] * 3, n_workers=1, start_method=start_method), 30)
-    assert_same(ours, trajectory(DummyVecEnv([make] * 3), 30))
+    env = SharedMemoryVecEnv([make] * 3, n_workers=1, start_method=start_method)
+    cases.check_it_equals_dummy_vec_env(env, [make] * 3, 30)
 
 
 def test_a_worker_with_plain_environments_imports_neither_torch_nor_sb3() -> None:
     env = SharedMemoryVecEnv([partial(gym.make, "CartPole-v1")], start_method="forkserver")
-    loaded = env._ask(None, lambda _: {"torch", "stable_baselines3", "numpy"} & set(sys.modules))
-    env.close()
-    assert loaded == [{"numpy"}]
+    cases.check_that_a_worker_with_plain_environments_imports_neither_torch_nor_sb3(env)
 
 
 def test_actions_of_another_type_reach_the_environment_as_they_are() -> None:
@@ -83,32 +124,6 @@ def test_what_is_returned_is_not_overwritten() -> None:
     env.close()
 
 
-def test_attributes_methods_wrappers_and_frames() -> None:
-    env = fork(functions("box", "discrete", 5))
-    env.reset()
-    env.step(np.zeros(5, dtype=np.int64))
-    assert env.get_attr("n_steps") == [1] * 5
-    env.env_method("set_wrapper_attr", "n_steps", 7, indices=[4, 1])
-    assert env.get_attr("n_steps") == [1, 7, 1, 1, 7]
-    assert env.get_attr("n_steps", indices=[4, 0]) == [7, 1]
-    assert env.env_method("add", 10, twice=True, indices=1) == [27]  # 7 + 2·10
-    env.set_attr("mark", "here", indices=2)
-    assert env.get_attr("mark", indices=2) == ["here"]
-    assert env.has_attr("n_steps")
-    assert not env.has_attr("mark")  # only one has it
-    with pytest.raises(AttributeError, match="environment 0"):
-        env.get_attr("nothing")
-    assert env.get_attr("n_steps", indices=0) == [1]  # and it goes on
-    assert env.env_is_wrapped(TimeLimit) == [True] * 5
-    assert env.env_is_wrapped(VecNormalize) == [False] * 5  # type: ignore[arg-type]
-    frames = env.get_images()
-    assert [int(frame[0, 0, 0]) for frame in frames] == [1, 7, 1, 1, 7]  # type: ignore[index]
-    picture = env.render()
-    assert picture is not None
-    assert picture.shape[2] == 3
-    env.close()
-
-
 def test_the_worst_arguments_are_named() -> None:
     fns = functions("box", "box", 2)
     with pytest.raises(ValueError, match="env_fns must hold at least one"):
@@ -118,9 +133,6 @@ def test_the_worst_arguments_are_named() -> None:
             SharedMemoryVecEnv(fns, n_workers=n_workers)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="start_method must be one of"):
         SharedMemoryVecEnv(fns, start_method="thread")
-    text = spaces.Text(5)
-    with pytest.raises(TypeError, match="observation space must be one of Box"):
-        SharedMemoryVecEnv([lambda: RandomEnv(text, BOX)], start_method="fork")
 
 
 def children() -> set[int]:
@@ -130,26 +142,15 @@ def children() -> set[int]:
 
 def test_an_environment_that_raises_ends_everything_and_is_named() -> None:
     before = children()
-    env = fork(functions("box", "box", 5, troubled=3))
-    env.reset()
-    actions = np.zeros((5, 2), np.float32)
-    env.step(actions)
-    env.step(actions)
-    with pytest.raises(EnvironmentRaisedError, match="environment 3 raised a ZeroDivisionError") as caught:
-        env.step(actions)
-    assert "trouble as ordered" in str(caught.value)
-    assert "in step" in str(caught.value)  # the worker's traceback
+    cases.check_that_an_environment_that_raises_ends_everything_and_is_named(
+        fork(functions("box", "box", 5, troubled=3))
+    )
     assert children() == before
-    env.close()  # again is no harm
 
 
 def test_an_environment_that_cannot_be_made_is_named() -> None:
-    def impossible() -> gym.Env:
-        raise OSError("no such world")
-
     before = children()
-    with pytest.raises(EnvironmentRaisedError, match=r"environment 2 raised a OSError(.|\n)*no such world"):
-        fork([*functions("box", "box", 2), impossible])
+    cases.check_that_an_environment_that_cannot_be_made_is_named(fork)
     assert children() == before
 
 
@@ -228,12 +229,38 @@ def test_nothing_survives_the_parent(end: signal.Signals, start_method: str, tmp
     assert "leaked" not in errors  # Python's own complaint about segments and semaphores
 
 
-def test_training_gives_what_dummy_vec_env_gives() -> None:
-    def train(vec_env_cls: Any, **kwargs: Any) -> Any:
-        env = make_vec_env("CartPole-v1", 4, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
-        model = PPOClipPaper("MlpPolicy", VecNormalize(env), n_steps=32, n_epochs=2, seed=1, device="cpu").learn(256)
-        env.close()
-        return model.get_parameters()["policy"]
+class InfoWhereItIsCut(gym.Wrapper):
+    """CartPole cut after some steps, with ``at_end`` in the infos of the cut and ``reward`` for its step."""
 
-    ours, theirs = train(SharedMemoryVecEnv, n_workers=2, start_method="fork"), train(DummyVecEnv)
-    assert all((ours[name] == theirs[name]).all() for name in theirs)
+    def __init__(self, n_steps: int, reward: float, at_end: dict[str, Any]):
+        super().__init__(gym.make("CartPole-v1", max_episode_steps=n_steps))
+        self.reward, self.at_end = reward, at_end
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        observation, reward, ends, cut, info = self.env.step(action)
+        return observation, self.reward if cut else reward, ends, cut, info | (self.at_end if cut else {})
+
+
+def test_the_monitor_over_actors_writes_what_their_monitors_tell_and_what_was_cut(tmp_path: Path) -> None:
+    def monitored() -> gym.Env:
+        whole = Monitor(InfoWhereItIsCut(3, 5.0, {"level": 7}), info_keywords=("level",))
+        return TransformReward(whole, lambda reward: 0.1 * float(reward))  # of which the file is to know nothing
+
+    def lost() -> gym.Env:
+        return InfoWhereItIsCut(5, 0.0, {"actor_lost": True})
+
+    env = ActorsMonitor(DummyVecEnv([monitored, lost]), tmp_path / "0.monitor.csv", ["level"])
+    env.reset()
+    actions = np.zeros(2, np.int64)
+    for _ in range(5):
+        *_, infos = env.step(actions)
+    assert (infos[1]["episode"]["r"], infos[1]["episode"]["l"]) == (4.0, 4)
+    env.step(actions)
+    env.reset()  # which forgets the lost one's step
+    for _ in range(5):
+        env.step(actions)
+    env.close()
+    written = load_results(str(tmp_path))
+    assert written["r"].tolist() == [7.0, 4.0, 7.0, 7.0, 4.0]
+    assert written["l"].tolist() == [3, 4, 3, 3, 4]
+    assert written["level"].fillna(-1).tolist() == [7, -1, 7, 7, -1]

@@ -9,11 +9,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import optuna
 import pytest
 import yaml
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 from torch import nn
@@ -304,18 +306,81 @@ def test_the_command_line_wins_over_the_config(
     assert manager.vec_env_class is DummyVecEnv
 
 
+def test_a_config_gives_the_vectorised_environment_its_arguments(make_manager: Factory, tmp_path: Path) -> None:
+    choice = {"name": "shared_memory", "n_workers": 2, "start_method": "fork"}
+    manager = make_manager(config=write_config(tmp_path, vec_env=choice, n_envs=3))
+    model, saved = manager.setup_experiment()
+    assert saved["vec_env"] == choice
+    assert len(model.get_env().unwrapped._chunks) == 2
+    evaluation = manager.create_envs(1, eval_env=True)  # which has no room for two workers
+    assert len(evaluation.unwrapped._chunks) == 1
+    assert manager.vec_env_kwargs == {"n_workers": 2, "start_method": "fork"}
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        (
+            {"name": "shared_memory", "n_worker": 2},
+            r"unknown argument of vec_env: shared_memory, 'n_worker', did you mean 'n_workers'\? "
+            r"\(allowed: n_workers, start_method\)",
+        ),
+        ({"name": "dummy", "n_workers": 2}, r"unknown argument of vec_env: dummy, 'n_workers' \(allowed: none\)"),
+        ({"n_workers": 2}, r"vec_env must be a name or a mapping with a name; got {'n_workers': 2}"),
+        ({"name": "share_memory"}, "unknown vec_env 'share_memory', did you mean 'shared_memory'"),
+    ],
+)
+def test_wrong_arguments_of_a_vectorised_environment(build: Factory, choice: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build(hyperparams={"vec_env": choice})
+
+
 @pytest.mark.slow  # Ray takes seconds to start
 def test_ray_steps_the_training_and_evaluation_stays_here(make_manager: Factory, tmp_path: Path) -> None:
     pytest.importorskip("ray")
     from sb3_ppo_variants.vec_env import RayVecEnv
 
-    manager = make_manager(config=write_config(tmp_path, vec_env="ray"))
+    choice = {"name": "ray", "n_actors": 2, "num_cpus": 0.5}
+    config = write_config(tmp_path, vec_env=choice, n_envs=4, n_steps=32, batch_size=32)
+    manager = make_manager(config=config, eval_freq=128, log_interval=-1)
     model, _ = manager.setup_experiment()
-    evaluation = manager.create_envs(1, eval_env=True)
-    assert isinstance(evaluation.unwrapped, DummyVecEnv)
+    manager.learn(model)  # and evaluates: a warning of SB3's of unlike environments would be an error
+    (evaluation,) = [env for env in manager._opened if isinstance(env.unwrapped, DummyVecEnv)]
+    assert evaluation.num_envs == 1
     assert manager.vec_env_class is RayVecEnv
-    assert isinstance(model.get_env().unwrapped, RayVecEnv)
-    model.get_env().close()
+    training = model.get_env()
+    assert isinstance(training.unwrapped, RayVecEnv)
+    assert len(training.unwrapped._chunks) == 2
+    assert (Path(manager.save_path) / "evaluations.npz").is_file()
+    training.close()
+
+
+@pytest.mark.slow
+def test_the_monitor_of_a_training_over_ray_is_the_learners(make_manager: Factory, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    from sb3_ppo_variants.vec_env import ActorLostWarning
+
+    choice = {"name": "ray", "n_actors": 2, "num_cpus": 0.5}
+    manager = make_manager(config=write_config(tmp_path, vec_env=choice, n_envs=4, normalize=True))
+    model, _ = manager.setup_experiment()
+    env = model.get_env()
+    env.reset()
+    folder = Path(manager.save_path)
+    told = [info["episode"] for _ in range(40) for info in env.step(np.zeros(4, np.int64))[3] if "episode" in info]
+    assert len(load_results(str(folder))) == len(told) > 0
+    lengths = env.unwrapped.get_attr("_elapsed_steps")  # of gymnasium's TimeLimit: since the last reset
+    ray.kill(env.unwrapped._chunks[1]._handle)
+    with pytest.warns(ActorLostWarning):
+        env.unwrapped.get_attr("render_mode")  # so that the loss is sure to be seen before the step
+    infos = env.step(np.zeros(4, np.int64))[3]
+    now = [info["episode"] for info in infos if "episode" in info]
+    cut = [info["episode"] for info in infos[2:]]
+    assert [episode["l"] for episode in cut] == lengths[2:]
+    assert [episode["r"] for episode in cut] == lengths[2:]  # CartPole's reward is 1 per step
+    written = load_results(str(folder))
+    assert written["l"].tolist() == [episode["l"] for episode in [*told, *now]]
+    assert [path.name for path in folder.glob("*.monitor.csv")] == ["0.monitor.csv"]
+    env.close()
 
 
 def test_ray_that_is_not_installed_is_named(build: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

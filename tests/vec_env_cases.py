@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 from gymnasium import spaces
 from gymnasium.wrappers import TimeLimit
 
@@ -43,6 +46,7 @@ class RandomEnv(gym.Env):
         self.render_mode = "rgb_array"
         self.trouble_at = trouble_at
         self.n_steps = 0
+        self.extra: Any = None
 
     def _observation(self) -> Any:
         return self.observation_space.sample()
@@ -59,13 +63,18 @@ class RandomEnv(gym.Env):
             raise ZeroDivisionError("trouble as ordered")
         reward = float(np.sum(action)) + self.np_random.random()
         ends, cut = self.np_random.random(2) < 0.2
-        return self._observation(), reward, bool(ends), bool(cut), {"steps": self.n_steps, "action": action}
+        info = {"steps": self.n_steps, "action": action}
+        return self._observation(), reward, bool(ends), bool(cut), info if self.extra is None else {"extra": self.extra}
 
     def render(self) -> Any:
         return np.full((2, 2, 3), self.n_steps, np.uint8)
 
     def add(self, number: int, *, twice: bool = False) -> int:
         return self.n_steps + number * (2 if twice else 1)
+
+    def lock(self) -> None:
+        """Put what cannot be pickled into the infos."""
+        self.extra = threading.Lock()
 
 
 def functions(observations: str, actions: str, n_envs: int, troubled: int = -1) -> list[Callable[[], gym.Env]]:
@@ -145,3 +154,129 @@ class DyingEnv(RandomEnv):
     def die_or_add(self, number: int) -> int:
         self._die("method")
         return number
+
+
+# ------------------------------------------------------------------ what every vectorised environment of ours does
+
+
+def check_it_equals_dummy_vec_env(env: Any, env_fns: list[Callable[[], gym.Env]], n_steps: int = 40) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    assert_same(trajectory(env, n_steps), trajectory(DummyVecEnv(env_fns), n_steps))
+
+
+def check_that_training_equals_dummy_vec_envs(vec_env_cls: Any, **kwargs: Any) -> None:
+    from stable_baselines3.common.env_util import make_vec_env
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    from sb3_ppo_variants import PPOClipPaper
+
+    def train(vec_env_cls: Any, **kwargs: Any) -> Any:
+        env = make_vec_env("CartPole-v1", 4, seed=1, vec_env_cls=vec_env_cls, vec_env_kwargs=kwargs)
+        model = PPOClipPaper("MlpPolicy", VecNormalize(env), n_steps=32, n_epochs=2, seed=1, device="cpu").learn(256)
+        env.close()
+        return model.get_parameters()["policy"]
+
+    ours, theirs = train(vec_env_cls, **kwargs), train(DummyVecEnv)
+    assert all((ours[name] == theirs[name]).all() for name in theirs)
+
+
+def check_attributes_methods_wrappers_and_frames(env: Any) -> None:
+    """Of five environments with boxes and four actions."""
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    env.reset()
+    env.step(np.zeros(5, dtype=np.int64))
+    assert env.get_attr("n_steps") == [1] * 5
+    env.env_method("set_wrapper_attr", "n_steps", 7, indices=[4, 1])
+    assert env.get_attr("n_steps") == [1, 7, 1, 1, 7]
+    assert env.get_attr("n_steps", indices=[4, 0]) == [7, 1]
+    assert env.env_method("add", 10, twice=True, indices=1) == [27]  # 7 + 2·10
+    env.set_attr("mark", "here", indices=2)
+    assert env.get_attr("mark", indices=2) == ["here"]
+    assert env.has_attr("n_steps")
+    assert not env.has_attr("mark")  # only one has it
+    with pytest.raises(AttributeError, match="environment 0"):
+        env.get_attr("nothing")
+    assert env.get_attr("n_steps", indices=0) == [1]  # and it goes on
+    assert env.env_is_wrapped(TimeLimit) == [True] * 5
+    assert env.env_is_wrapped(VecNormalize) == [False] * 5
+    frames = env.get_images()
+    assert [int(frame[0, 0, 0]) for frame in frames] == [1, 7, 1, 1, 7]
+    picture = env.render()
+    assert picture is not None
+    assert picture.shape[2] == 3
+    env.close()
+
+
+def check_that_a_worker_with_plain_environments_imports_neither_torch_nor_sb3(env: Any) -> None:
+    loaded = env._ask(None, _loaded)
+    env.close()
+    assert loaded == [{"numpy"}]
+
+
+def check_that_an_environment_that_raises_ends_everything_and_is_named(env: Any) -> None:
+    """Of five environments with boxes, of which number 3 is in trouble."""
+    from sb3_ppo_variants.vec_env import EnvironmentRaisedError
+
+    env.reset()
+    actions = np.zeros((5, 2), np.float32)
+    env.step(actions)
+    env.step(actions)
+    with pytest.raises(EnvironmentRaisedError, match="environment 3 raised a ZeroDivisionError") as caught:
+        env.step(actions)
+    assert "trouble as ordered" in str(caught.value)
+    assert "in step" in str(caught.value)  # the worker's traceback
+    check_that_nothing_can_be_asked(env, actions)
+    env.close()  # again is no harm
+
+
+def check_that_an_environment_that_cannot_be_made_is_named(make: Callable[[Any], Any]) -> None:
+    from sb3_ppo_variants.vec_env import EnvironmentRaisedError
+
+    def impossible() -> gym.Env:
+        raise OSError("no such world")
+
+    with pytest.raises(EnvironmentRaisedError, match=r"environment 2 raised a OSError(.|\n)*no such world"):
+        make([*functions("box", "box", 2), impossible])
+    text = spaces.Text(5)
+    with pytest.raises(TypeError, match="observation space must be one of Box"):
+        make([lambda: RandomEnv(text, BOX)] * 2)
+
+
+def check_that_nothing_can_be_asked(env: Any, actions: np.ndarray) -> None:
+    """After the end; ``actions`` are such as it took before."""
+    for use in (env.reset, env.step_wait, lambda: env.get_attr("n_steps"), lambda: env.step(actions)):
+        with pytest.raises(RuntimeError, match=f"this {type(env).__name__} is closed"):
+            use()
+
+
+def check_that_wrong_numbers_of_actions_are_refused(env: Any, dtype: Any) -> None:
+    """Of four environments with boxes, on which a refused step has no effect."""
+    env.seed(5)
+    env.reset()
+    for n_actions in (0, 3, 5):
+        with pytest.raises(ValueError, match=f"actions must have one row per environment, 4; got {n_actions}"):
+            env.step(np.zeros((n_actions, 2), dtype))
+    assert env.get_attr("n_steps") == [0] * 4
+    *_, infos = env.step(np.zeros((4, 2), dtype))
+    assert [info["steps"] for info in infos] == [1] * 4
+    env.close()
+
+
+def check_that_what_cannot_be_pickled_is_told(env: Any) -> None:
+    """Of four environments with boxes in two workers; in an answer to a question, then in an info."""
+    from sb3_ppo_variants.vec_env import EnvironmentRaisedError
+
+    env.reset()
+    env.env_method("lock", indices=2)
+    with pytest.raises(EnvironmentRaisedError, match=r"environments 2 to 3 raised a TypeError(.|\n)*lock"):
+        env.get_attr("extra")
+    assert env.get_attr("n_steps") == [0] * 4  # and it goes on
+    with pytest.raises(EnvironmentRaisedError, match=r"environments 2 to 3 raised a TypeError(.|\n)*lock"):
+        env.step(np.zeros((4, 2), np.float32))
+    check_that_nothing_can_be_asked(env, np.zeros((4, 2), np.float32))
+
+
+def _loaded(_: gym.Env) -> set[str]:
+    return {"torch", "stable_baselines3", "numpy"} & set(sys.modules)

@@ -8,24 +8,26 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sb3_ppo_variants.vec_env.worker import EnvironmentRaisedError, WorkerDiedError
+from sb3_ppo_variants.vec_env.worker import ActorLostWarning, EnvironmentRaisedError, WorkerDiedError
 
 if TYPE_CHECKING:
     from sb3_ppo_variants.vec_env.chunked import ChunkedVecEnv
-    from sb3_ppo_variants.vec_env.ray import ActorLostWarning, RayVecEnv
+    from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
+    from sb3_ppo_variants.vec_env.ray import RayVecEnv as RayVecEnv
     from sb3_ppo_variants.vec_env.shared_memory import SharedMemoryVecEnv
 
+# Without RayVecEnv, which needs the [ray] extra: `import *` works where it is not installed.
 __all__ = [
     "ActorLostWarning",
+    "ActorsMonitor",
     "ChunkedVecEnv",
     "EnvironmentRaisedError",
-    "RayVecEnv",
     "SharedMemoryVecEnv",
     "WorkerDiedError",
 ]
 
 _MODULES = {
-    "ActorLostWarning": "ray",
+    "ActorsMonitor": "monitor",
     "ChunkedVecEnv": "chunked",
     "RayVecEnv": "ray",
     "SharedMemoryVecEnv": "shared_memory",

@@ -112,6 +112,22 @@ class ChunkedVecEnv(VecEnv):
         """Whether each environment is wrapped in ``wrapper_class``."""
         return self._ask(indices, worker.ask_is_wrapped, wrapper_class)
 
+    def _require_open(self) -> None:
+        """Check that the environments are still there.
+
+        :raises RuntimeError: if they were closed, or ended with an error
+        """
+        if self.closed:
+            raise RuntimeError(f"this {type(self).__name__} is closed")
+
+    def _require_actions(self, actions: Any) -> None:
+        """Check that each environment has an action.
+
+        :raises ValueError: if there are fewer or more
+        """
+        if len(actions) != self.num_envs:
+            raise ValueError(f"actions must have one row per environment, {self.num_envs}; got {len(actions)}")
+
     @abstractmethod
     def _call_chunks(self, calls: list[tuple[Any, tuple[Any, ...]]]) -> list[Any]:
         """The answers to ``EnvChunk.call``, Failures among them.

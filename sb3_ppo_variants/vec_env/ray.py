@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 import os
 import pickle
@@ -18,7 +19,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvO
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.vec_env.chunked import Chunk, ChunkedVecEnv, raise_failures, require_chunks
 from sb3_ppo_variants.vec_env.layout import SharedArrays
-from sb3_ppo_variants.vec_env.worker import WorkerDiedError
+from sb3_ppo_variants.vec_env.worker import ActorLostWarning, WorkerDiedError
 
 try:
     import ray
@@ -36,8 +37,11 @@ CLOSING_SECONDS = 5.0
 LOSSES = (RayActorError, ObjectLostError, NodeDiedError, WorkerCrashedError, OutOfMemoryError)
 
 
-class ActorLostWarning(RuntimeWarning):
-    """An actor was lost and is replaced; its episodes are truncated."""
+# Ray itself would restart an actor without its environments.
+ACTOR_CLASS = ray.remote(max_restarts=0, max_task_retries=0)(EnvActor)
+
+# Modules that a warning about a lost actor passes over: whose code brought it to light stands above them.
+PASSED_OVER = ("sb3_ppo_variants.vec_env", "stable_baselines3.common.vec_env", "contextlib")
 
 
 class RayVecEnv(ChunkedVecEnv):
@@ -59,12 +63,14 @@ class RayVecEnv(ChunkedVecEnv):
     - in any other method: the question is asked again of the new environments (a method with an effect may so be
       called twice; its effect on the old ones is gone), and the next step tells of the cut as above.
 
-    An environment that raises is no lost actor: it ends the whole with an exception that names the environment.
+    An environment that raises is no lost actor. In a reset or step it ends the whole with an exception that names the
+    environment; in any other method, as an answer that cannot be pickled, it ends nothing.
 
     :param env_fns: functions that make the environments, each a new one; they must be picklable, and what they import
         installed on every node
-    :param n_actors: Ray actors; None: as many as the cluster's CPUs allow, at most one per environment
-    :param address: of a Ray cluster, ``"<host>:<port>"`` or ``"auto"``
+    :param n_actors: Ray actors; None: as many as fit on the cluster's nodes, at most one per environment; CPUs that
+        others use count as free
+    :param address: of a Ray cluster, ``"<host>:<port>"`` or ``"auto"``; not of a Ray Client, ``"ray://…"``
     :param num_cpus: CPUs that each actor reserves on its node
     :param max_restarts: how often each actor may be replaced
     :param start_timeout: seconds that actors have to find room, start and make their environments
@@ -72,6 +78,7 @@ class RayVecEnv(ChunkedVecEnv):
     :raises TypeError: for an observation space with a part that is no array
     :raises EnvironmentRaisedError: if an environment cannot be made, or raises in a reset or step
     :raises WorkerDiedError: if an actor is lost more often than ``max_restarts``
+    :raises RuntimeError: if used after :meth:`close`, or after somebody else ended the connection to Ray
     :raises TimeoutError: if actors do not start within ``start_timeout``
     """
 
@@ -100,7 +107,7 @@ class RayVecEnv(ChunkedVecEnv):
         self._connection = _Connection.join(address, math.ceil((n_actors or 1) * num_cpus))
         try:
             if n_actors is None:
-                n_actors = min(n_envs, max(1, int(_cpus(ray.cluster_resources()) / (num_cpus or 1))))
+                n_actors = min(n_envs, max(1, _room_for(num_cpus or 1)))
             for part in np.array_split(np.arange(n_envs), n_actors):
                 self._chunks.append(_Actor([env_fns[index] for index in part], int(part[0]), num_cpus))
             self._spaces: tuple[gym.Space, gym.Space] | None = None
@@ -121,7 +128,7 @@ class RayVecEnv(ChunkedVecEnv):
         """
         with self._ending_on_error():
             resets = {a: ("reset", self._seeds[a.part], self._options[a.part]) for a in self._chunks}
-            infos = list(self._ask_again(resets).values())
+            infos = list(self._ask_again(resets, cuts=False).values())
             raise_failures(infos)
             for actor in self._chunks:
                 actor.cut = None
@@ -135,7 +142,9 @@ class RayVecEnv(ChunkedVecEnv):
         """Begin a step.
 
         :param actions: ``(N, *action_shape)``
+        :raises ValueError: if there is not one for each environment; nothing has happened then
         """
+        self._require_actions(actions)
         with self._ending_on_error():
             # Whoever chose the actions has not seen yet that an actor was replaced: its environments wait.
             stepped = [actor for actor in self._chunks if actor.cut is None]
@@ -174,20 +183,29 @@ class RayVecEnv(ChunkedVecEnv):
         with self._ending_on_error():
             return list(self._ask_again({actor: ("call", *arguments) for actor, arguments in calls}).values())
 
+    def _require_open(self) -> None:
+        super()._require_open()
+        if not self._connection.alive:  # any call would make Ray start another, and its actors are not ours
+            self._end_workers()
+            raise RuntimeError("this RayVecEnv has lost its environments: its connection to Ray was ended")
+
     @contextlib.contextmanager
     def _ending_on_error(self) -> Iterator[None]:
-        if self.closed:
-            raise RuntimeError("this RayVecEnv is closed")
+        self._require_open()
         try:
+            # Ctrl-C came while they started: what they answered was not seen, and a step has yet to tell of the cut.
+            if interrupted := [actor for actor in self._chunks if actor.starting]:
+                self._start(interrupted)
             yield
         except Exception:
             self._end_workers()
             raise
 
-    def _ask_again(self, messages: dict[_Actor, tuple[Any, ...]]) -> dict[_Actor, Any]:
+    def _ask_again(self, messages: dict[_Actor, tuple[Any, ...]], *, cuts: bool = True) -> dict[_Actor, Any]:
         """The values of the actors' answers, in the order of ``messages``; of a lost actor, its replacement's.
 
         :param messages: to each actor its command and arguments
+        :param cuts: whether a loss cuts the episodes under way
         """
         values: dict[_Actor, Any] = dict.fromkeys(messages)
         asked = list(messages)
@@ -197,21 +215,22 @@ class RayVecEnv(ChunkedVecEnv):
                 values[actor] = answer.value
                 if answer.arrays is not None:
                     self._store(actor, answer.arrays)
-            self._replace(lost)
+            self._replace(lost, cuts=cuts)
             asked = list(lost)
         return values
 
-    def _replace(self, lost: dict[_Actor, RayError]) -> None:
+    def _replace(self, lost: dict[_Actor, RayError], *, cuts: bool = True) -> None:
         """Replace lost actors, all at once.
 
+        :param cuts: whether their loss cuts the episodes under way
         :raises WorkerDiedError: if one of them was lost too often
         """
         while lost:
             for actor, cause in lost.items():
-                self._report(actor, cause)
+                self._report(actor, cause, cuts=cuts and self._episodes_begun)
             lost = self._begin(list(lost))
 
-    def _report(self, actor: _Actor, cause: RayError) -> None:
+    def _report(self, actor: _Actor, cause: RayError, *, cuts: bool) -> None:
         self.lost_actors += 1
         what = f"the Ray actor of {actor.name} ({actor.place}) was lost"
         if actor.restarts == self._max_restarts:
@@ -219,12 +238,12 @@ class RayVecEnv(ChunkedVecEnv):
                 f"{what}, and max_restarts={self._max_restarts} allows no further restart of it: {cause}"
             ) from cause
         actor.restarts += 1
-        cut = ", and their episodes truncated" if self._episodes_begun else ""
+        cut = ", and their episodes truncated" if cuts else ""
         warnings.warn(
             f"{what}; its environments are made anew{cut} (restart {actor.restarts} of at most "
             f"max_restarts={self._max_restarts}): {cause}",
             ActorLostWarning,
-            stacklevel=2,
+            stacklevel=_level_of_the_user(),
         )
 
     def _start(self, actors: list[_Actor]) -> None:
@@ -295,13 +314,15 @@ class RayVecEnv(ChunkedVecEnv):
             return
         self.closed = True
         self._pending, self.waiting = {}, False
-        if self._connection.alive:  # else whoever ended Ray ended the actors
-            closing = [actor.send("close") for actor in self._chunks if actor.running]
-            if closing:
-                ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
-            for actor in self._chunks:
-                actor.kill()
-        self._connection.leave()
+        try:
+            if self._connection.alive:  # else whoever ended Ray ended the actors
+                closing = [actor.send("close") for actor in self._chunks if actor.running]
+                if closing:
+                    ray.wait(closing, num_returns=len(closing), timeout=CLOSING_SECONDS)
+                for actor in self._chunks:
+                    actor.kill()
+        finally:
+            self._connection.leave()
 
 
 class _Actor(Chunk):
@@ -310,9 +331,10 @@ class _Actor(Chunk):
     def __init__(self, env_fns: list[Callable[[], gym.Env]], first: int, num_cpus: float):
         super().__init__(first, len(env_fns))
         self._pickled_env_fns = cloudpickle.dumps(env_fns)
-        # Ray itself would restart an actor without its environments.
-        self._class = ray.remote(num_cpus=num_cpus, max_restarts=0, max_task_retries=0)(EnvActor)
+        self._class: Any = ACTOR_CLASS.options(num_cpus=num_cpus)
         self._handle: Any = None
+        self.starting = False
+        """whether it was asked to start, and its answer not seen yet"""
         self.running = False
         """whether it made its environments, and was not found lost since"""
         self.spaces: Any = None
@@ -330,12 +352,13 @@ class _Actor(Chunk):
         :return: the future answer
         """
         self.kill()  # the one before may only have been out of reach
+        self.starting = True
         self._handle = self._class.remote()
-        return self.send("start", Start(self._pickled_env_fns, self.first, spaces, self.attributes, seeds))
+        return self.send("start", Start(self._pickled_env_fns, self.first, self.name, spaces, self.attributes, seeds))
 
     def began(self, answer: Answer) -> None:
         """Take note of what the started actor tells."""
-        self.running = True
+        self.starting, self.running = False, True
         started: Started = answer.value
         self.spaces, self.place = started.spaces, started.place
         self.cut = None if answer.arrays is None else (answer.arrays, started.reset_infos)
@@ -384,6 +407,20 @@ def _cpus(resources: dict[str, float]) -> float:
     return resources.get("CPU", 0.0)
 
 
+def _room_for(num_cpus: float) -> int:
+    """How many actors fit on the cluster's nodes: none spans two."""
+    return sum(int(_cpus(node["Resources"]) / num_cpus) for node in ray.nodes() if node["Alive"])
+
+
+def _level_of_the_user() -> int:
+    """The ``stacklevel``, for the caller's warning, of the first frame that is in none of ``PASSED_OVER``."""
+    frame = inspect.currentframe()
+    level = 0
+    while frame is not None and (level == 0 or frame.f_globals.get("__name__", "").startswith(PASSED_OVER)):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
 def _require_options(num_cpus: Any, max_restarts: Any, start_timeout: Any) -> None:
     allowed = "a number from 0 to 1 or a larger integer"
     require("num_cpus", num_cpus, allowed, lambda value: 0 <= value <= 1 or (1 < value < math.inf and value % 1 == 0))
@@ -396,8 +433,8 @@ class _Connection:
 
     current: _Connection | None = None
 
-    def __init__(self, *, ours: bool):
-        self._ours = ours
+    def __init__(self, *, asked: str | None):
+        self._asked = asked  # None: somebody else made the connection
         self._users = 0
         self.session = _session()
 
@@ -406,20 +443,25 @@ class _Connection:
         """Connect to Ray, or start it on this machine, unless that was done.
 
         :param n_cpus: CPUs that a Ray started here must have at least
-        :raises ValueError: if the process is connected to another cluster than ``address``
+        :raises ValueError: if the process is connected to another cluster than ``address``, or for a Ray Client's
         """
+        own = cls.current if cls.current is not None and cls.current.alive else None
         if not ray.is_initialized():
             where = address or os.environ.get("RAY_ADDRESS") or "local"
+            if where.startswith("ray://"):
+                source = "address" if address else "RAY_ADDRESS"
+                raise ValueError(
+                    f"{source} must not be that of a Ray Client; got {where!r}. Run the program on a machine of the "
+                    f"cluster, with address='auto'."
+                )
             ray.init(where, num_cpus=max(n_cpus, len(os.sched_getaffinity(0))) if where == "local" else None)
-            cls.current = cls(ours=True)
-        elif address not in (None, "auto", connected := ray.get_runtime_context().gcs_address):
+            own = cls(asked=where)
+        elif address not in (None, "auto", connected := ray.get_runtime_context().gcs_address, own and own._asked):
             raise ValueError(
                 f"address must be None, 'auto' or {connected!r}, the cluster that this process is connected to; "
                 f"got {address!r}"
             )
-        elif cls.current is None or cls.current.session != _session():
-            cls.current = cls(ours=False)
-        assert cls.current is not None
+        cls.current = own or cls(asked=None)
         cls.current._users += 1
         return cls.current
 
@@ -431,7 +473,7 @@ class _Connection:
     def leave(self) -> None:
         """Take one user away."""
         self._users -= 1
-        if self._users == 0 and self._ours and self.alive:
+        if self._users == 0 and self._asked is not None and self.alive:
             ray.shutdown()
 
 

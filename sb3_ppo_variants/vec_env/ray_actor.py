@@ -41,6 +41,8 @@ class Start(NamedTuple):
     pickled_env_fns: bytes
     first: int
     """index of its first environment among all"""
+    name: str
+    """its environments, for messages"""
     spaces: tuple[gym.Space, gym.Space] | None = None
     """of all environments; None: not known yet"""
     attributes: Sequence[dict[str, Any]] = ()
@@ -64,6 +66,7 @@ class EnvActor:
 
     def __init__(self) -> None:
         self._chunk: EnvChunk | None = None
+        self._name = "an environment"
 
     def obey(self, message: bytes) -> bytes:
         """Carry out a command.
@@ -75,7 +78,7 @@ class EnvActor:
             command, arguments = pickle.loads(message)
             return pickled(self._obey(command, arguments))
         except Exception as error:
-            return pickled(Answer(failure_of(error, self._chunk.first if self._chunk else 0), None))
+            return pickled(Answer(failure_of(error, self._name), None))
 
     def _obey(self, command: str, arguments: tuple[Any, ...]) -> Answer:
         if command == "start":
@@ -88,10 +91,8 @@ class EnvActor:
         return Answer(value, self._arrays(self._chunk) if command in ("reset", "step") else None)
 
     def _start(self, start: Start) -> Answer:
-        try:
-            self._chunk = chunk = EnvChunk(pickle.loads(start.pickled_env_fns), start.first)
-        except Exception as error:
-            return Answer(failure_of(error, start.first), None)
+        self._name = start.name
+        self._chunk = chunk = EnvChunk(pickle.loads(start.pickled_env_fns), start.first)
         if start.spaces is not None:
             self._attach(chunk, *start.spaces)
         for index, values in enumerate(start.attributes, start.first):

@@ -34,9 +34,10 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
     Gives what SB3's ``DummyVecEnv`` gives for the same seeds, whatever the number of workers. Takes any gymnasium
     environment whose observations are a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of those.
 
-    An environment that raises, or a worker that dies, ends the whole with an exception that names the environment;
-    nothing stays behind. As with SB3's ``SubprocVecEnv``, start methods other than ``"fork"`` need the program's
-    entry point under ``if __name__ == "__main__":``.
+    An environment that raises in a reset or step, or a worker that dies, ends the whole with an exception that names
+    the environment; nothing stays behind. One that raises in any other method, or an answer that cannot be pickled,
+    ends nothing. As with SB3's ``SubprocVecEnv``, start methods other than ``"fork"`` need the program's entry point
+    under ``if __name__ == "__main__":``.
 
     :param env_fns: functions that make the environments, each a new one
     :param n_workers: worker processes; None: as many as the process may use cores, at most one per environment
@@ -87,7 +88,9 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         """Reset all environments, with the seeds and options that were set.
 
         :return: observations, ``(N, *obs_shape)`` or a dict or tuple of such
+        :raises RuntimeError: if closed, or during a step
         """
+        self._require_no_step()
         for started in self._chunks:
             self._send(started, "reset", self._seeds[started.part], self._options[started.part])
         return self._reset_return(self._gather())
@@ -96,7 +99,11 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         """Begin a step.
 
         :param actions: ``(N, *action_shape)``
+        :raises ValueError: if there is not one for each environment; nothing has happened then
+        :raises RuntimeError: if closed, or during a step
         """
+        self._require_no_step()
+        self._require_actions(actions)
         shared = self._arrays.actions
         fits = shared is not None and isinstance(actions, np.ndarray) and actions.dtype == shared.dtype
         if shared is not None and fits and actions.shape == shared.shape:
@@ -112,12 +119,24 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         """End the step that :meth:`step_async` began.
 
         :return: observations, rewards ``(N,)``, ends ``(N,)``, infos
+        :raises RuntimeError: if closed
         """
+        self._require_open()
         results = self._gather()
         self.waiting = False
         return self._step_return(results)
 
+    def _require_no_step(self) -> None:
+        """Check that the next answer of a worker will be to what it is asked now.
+
+        :raises RuntimeError: if closed, or if a step is under way
+        """
+        self._require_open()
+        if self.waiting:
+            raise RuntimeError("a step is under way; end it with step_wait first")
+
     def _call_chunks(self, calls: list[tuple[_Worker, tuple[Any, ...]]]) -> list[Any]:
+        self._require_no_step()
         try:
             for started, arguments in calls:
                 started.send("call", *arguments)
@@ -163,7 +182,7 @@ class _Worker(Chunk):
         self.connection, remote = context.Pipe()
         # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
         inherited = [*others, self.connection] if start_method == "fork" else []
-        arguments = (remote, inherited, cloudpickle.dumps(env_fns), first)
+        arguments = (remote, inherited, cloudpickle.dumps(env_fns), first, self.name)
         self._process = context.Process(target=worker.run, args=arguments, daemon=True)
         self._process.start()
         remote.close()

@@ -30,11 +30,15 @@ class EnvironmentRaisedError(RuntimeError):
     """An environment raised an exception in its worker."""
 
 
+class ActorLostWarning(RuntimeWarning):
+    """A Ray actor was lost and is replaced; unless a reset was under way, its episodes are truncated."""
+
+
 class Failure(NamedTuple):
     """An exception in a worker, in a form that can always be sent."""
 
-    env_index: int
-    """index of the environment among all"""
+    who: str
+    """the environment, by its index among all, or the worker's environments where it may be any of them"""
     kind: str
     """name of the exception's class"""
     trace: str
@@ -42,7 +46,7 @@ class Failure(NamedTuple):
 
     def to_exception(self) -> Exception:
         """The exception to raise in the parent process: AttributeErrors stay what they are."""
-        message = f"environment {self.env_index} raised a {self.kind} in its worker:\n\n{self.trace}"
+        message = f"{self.who} raised a {self.kind} in the worker:\n\n{self.trace}"
         return AttributeError(message) if self.kind == "AttributeError" else EnvironmentRaisedError(message)
 
 
@@ -85,13 +89,14 @@ class EnvChunk:
 
         :param actions: one for each environment; None: those in the arrays
         :return: the infos of the steps, and of the resets by environment
+        :raises ValueError: if there are not as many actions as environments
         """
         assert self.arrays is not None
         if actions is None:
             assert self.arrays.actions is not None
             actions = self.arrays.actions
         infos, reset_infos = [], {}
-        for index, action in enumerate(actions):
+        for index, action in zip(range(len(self.envs)), actions, strict=True):
             info, reset_info = self._call(index, self._step_one, index, action)
             infos.append(info)
             if reset_info is not None:
@@ -131,7 +136,7 @@ class EnvChunk:
         try:
             return function(*arguments, **keywords)
         except Exception as error:
-            raise _InEnvironment(Failure(self.first + index, type(error).__name__, traceback.format_exc())) from error
+            raise _InEnvironment(_failure(f"environment {self.first + index}", error)) from error
 
     def close(self) -> None:
         """Close all environments."""
@@ -143,11 +148,16 @@ class _InEnvironment(Exception):  # noqa: N818  # carries a Failure to where it 
     pass
 
 
-def failure_of(error: Exception, first: int) -> Failure:
-    """The failure that ``error``, raised by a chunk, stands for."""
-    if isinstance(error, _InEnvironment):
-        return error.args[0]
-    return Failure(first, type(error).__name__, traceback.format_exc())
+def _failure(who: str, error: Exception) -> Failure:
+    return Failure(who, type(error).__name__, traceback.format_exc())
+
+
+def failure_of(error: Exception, name: str) -> Failure:
+    """The failure that ``error``, raised by a chunk or over its answer, stands for.
+
+    :param name: the chunk's environments, to name where the error tells of no single one
+    """
+    return error.args[0] if isinstance(error, _InEnvironment) else _failure(name, error)
 
 
 def ask_attribute(env: gym.Env, name: str) -> Any:
@@ -197,32 +207,44 @@ def _patched(env: Any) -> gym.Env:
     return _patch_env(env)
 
 
-def run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int) -> None:
-    """The worker process: makes the environments and obeys commands until the connection ends."""
+def run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int, name: str) -> None:
+    """The worker process: makes the environments and obeys commands until the connection ends.
+
+    :param inherited: connections that are not this worker's, to close
+    :param first: index of the first environment among all
+    :param name: the environments, for messages
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, which ends the workers
     for other in inherited:
         other.close()
     try:
         chunk = EnvChunk(pickle.loads(pickled_env_fns), first)
+        answer: bytes | None = pickled(chunk.spaces())
     except Exception as error:
-        remote.send_bytes(pickled(failure_of(error, first)))
+        remote.send_bytes(pickled(failure_of(error, name)))
         return
-    remote.send_bytes(pickled(chunk.spaces()))
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
-        while (message := pickle.loads(remote.recv_bytes()))[0] != "close":
-            remote.send_bytes(pickled(_obey(chunk, remote, *message)))
+        while answer is not None:
+            remote.send_bytes(answer)
+            answer = _answer(chunk, remote, name, remote.recv_bytes())
     chunk.close()
 
 
-def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
+def _answer(chunk: EnvChunk, remote: Any, name: str, message: bytes) -> bytes | None:
+    """The answer to a command, in bytes: what cannot be pickled fails here, and is told. None: to ``"close"``."""
     try:
-        if command == "attach":
-            arrays = _attached(reduction.recv_handle(remote), *arguments)
-            chunk.arrays = arrays.rows(slice(chunk.first, chunk.first + len(chunk.envs)))
-            return None
-        return getattr(chunk, command)(*arguments)
+        command, arguments = pickle.loads(message)
+        return None if command == "close" else pickled(_obey(chunk, remote, command, arguments))
     except Exception as error:
-        return failure_of(error, chunk.first)
+        return pickled(failure_of(error, name))
+
+
+def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
+    if command == "attach":
+        arrays = _attached(reduction.recv_handle(remote), *arguments)
+        chunk.arrays = arrays.rows(slice(chunk.first, chunk.first + len(chunk.envs)))
+        return None
+    return getattr(chunk, command)(*arguments)
 
 
 def _attached(descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> SharedArrays:
