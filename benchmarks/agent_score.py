@@ -12,6 +12,14 @@ import numpy as np
 from recording import Policy, network_policy
 
 from sb3_ppo_variants.envs import TASKS
+from sb3_ppo_variants.envs.humanoid import OBSERVATION_SIZE
+
+
+def shifted(policy: Policy, height: float) -> Policy:
+    """The policy, given observations with `height` added to their first number."""
+    shift = np.zeros(OBSERVATION_SIZE, np.float32)
+    shift[0] = height
+    return lambda observations: policy(observations + shift)
 
 
 def play(env_id: str, policy: Policy, episodes: int) -> tuple[list[float], int]:
@@ -36,8 +44,13 @@ def main() -> None:
     tasks = [task for task in TASKS if task.startswith("RoboschoolHumanoid")]
     parser.add_argument("--env", choices=tasks, default="RoboschoolHumanoid-v1")
     parser.add_argument("--episodes", type=int, default=100)
+    shift = (
+        "added to the observed height: OpenAI's scripts add -0.6 for the agents of Humanoid-v0 and HumanoidFlagrun-v0"
+    )
+    parser.add_argument("--height-shift", type=float, default=0.0, help=shift)
     arguments = parser.parse_args()
-    returns, falls = play(arguments.env, network_policy(arguments.weights), arguments.episodes)
+    policy = shifted(network_policy(arguments.weights), arguments.height_shift)
+    returns, falls = play(arguments.env, policy, arguments.episodes)
     print(f"{np.mean(returns):.0f} ± {np.std(returns):.0f} over {len(returns)} episodes, {falls} falls")
 
 
