@@ -79,6 +79,7 @@ class Humanoid:
         self.body = world.add(MODEL_FILE)
         self._floor = world.floor
         self._feet = {self.body.links[name]: i for i, name in enumerate(FEET)}
+        # Among them, because its centre is on no line with two others.
         self._pelvis = self.body.points.index(self.body.links["pelvis"])
         self._strength = [power * motor for motor in MOTORS.values()]
         self._middle = [0.5 * (hinge.lower + hinge.upper) for hinge in self.body.hinges]
