@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import EllipsisType
-from typing import Any, ClassVar, Literal, NamedTuple, TypeVar
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch as th
@@ -19,7 +19,6 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.distributions import DiagGaussianDistribution
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import (
     ActorCriticCnnPolicy,
     ActorCriticPolicy,
@@ -28,7 +27,6 @@ from stable_baselines3.common.policies import (
 )
 from stable_baselines3.common.type_aliases import (
     GymEnv,
-    MaybeCallback,
     PyTorchObs,
     RolloutBufferSamples,
     Schedule,
@@ -42,13 +40,13 @@ from sb3_ppo_variants.compilation import CompilationError, CompiledLoss, Terms, 
 from sb3_ppo_variants.controllers import adapt_stepsize
 from sb3_ppo_variants.distributions import ActionDistribution, from_sb3, has_exact_kl
 from sb3_ppo_variants.evaluation import CalledPolicy, Evaluation, StockPolicy, evaluator_of
+from sb3_ppo_variants.finite import describe_non_finite, is_finite, undone_on_divergence
 from sb3_ppo_variants.initialization import normc_
 from sb3_ppo_variants.metrics import MeanMetrics
 from sb3_ppo_variants.optimizer import OptimizerSteps, is_fused, prefer_fused, steps_of
+from sb3_ppo_variants.resume.learning import ResumableAlgorithm
 from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader, samples_of
 from sb3_ppo_variants.vec_env import ChunkedVecEnv
-
-SelfAlgorithm = TypeVar("SelfAlgorithm", bound="PaperOnPolicyAlgorithm")
 
 # Keeps a standardised advantage finite where all advantages are equal (as SB3).
 ADVANTAGE_EPSILON = 1e-8
@@ -121,7 +119,7 @@ class UpdateConstants(NamedTuple):
         return type(self)(*map(convert, others), scalars)  # type: ignore[call-arg]
 
 
-class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
+class PaperOnPolicyAlgorithm(ResumableAlgorithm):
     """Proximal policy optimisation as the paper's Algorithm 1 runs it, with the surrogate left open.
 
     Takes every argument of SB3's ``PPO``, in the same order and with the same meaning. While a ``SubprocVecEnv``,
@@ -485,6 +483,25 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             observation = self.policy.obs_to_tensor(last_observation)[0]
             with th.no_grad():
                 rewards[idx] += self.gamma * self.policy.predict_values(observation)[0]
+            if not math.isfinite(rewards[idx]):
+                raise FloatingPointError(
+                    f"environment {idx} gave a terminal_observation whose value is not finite at {self._position()}"
+                )
+
+    def _require_finite(self, rewards: np.ndarray, observations: Any) -> None:
+        """Check what the environments gave before anything is learned from it.
+
+        :raises FloatingPointError: for a reward or an observation that is NaN or infinite; names the environment
+        """
+        if is_finite(rewards) and is_finite(observations):
+            return
+        if self._vec_normalize_env is not None:  # whose statistics make all of them non-finite: which was the first?
+            rewards = self._vec_normalize_env.old_reward if not is_finite(rewards) else rewards
+            observations = self._vec_normalize_env.old_obs
+        raise FloatingPointError(
+            f"{describe_non_finite(rewards, observations)} at {self._position()}; the weights have learned nothing "
+            f"from it"
+        )
 
     def collect_rollouts(
         self,
@@ -520,13 +537,14 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
     ) -> bool:
         assert self._last_obs is not None, "collect_rollouts needs the observation that learn() sets up"
         self.policy.set_training_mode(False)
-        self._set_log_std(1.0 - self.num_timesteps / max(1, self._total_timesteps))
+        self._set_log_std(self._progress_remaining())
         n_steps = 0
         rollout_buffer.reset()
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         callback.on_rollout_start()
         evaluator = self._evaluator()
+        self._require_finite(np.zeros(env.num_envs), self._last_obs)
 
         while n_steps < n_rollout_steps:
             self._sample_noise(env.num_envs, n_steps)
@@ -537,6 +555,7 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
             clipped_actions = self._to_environment(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
+            self._require_finite(rewards, new_obs)
 
             callback.update_locals(locals())
             if not callback.on_step():
@@ -586,12 +605,12 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
         constants = self._update_constants()
         metrics = MeanMetrics()
 
-        with self._naming_divergence():
+        with undone_on_divergence(self.policy), self._naming_divergence():
             self._run_epochs(evaluator, rollout, constants, metrics)
             self.policy.set_training_mode(False)
             kl = rollout.mean_kl(evaluator) if rollout.has_reference else math.nan
-        means = metrics.means()
-        self._check_for_divergence(means, kl)
+            means = metrics.means()
+            self._check_for_divergence(means, kl)
         self._log_update(means, kl, constants, rollout)
         self._adapt_stepsize(kl)
         self.after_update(kl)
@@ -846,8 +865,8 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
 
     def _divergence(self, what: str) -> FloatingPointError:
         return FloatingPointError(
-            f"{what} at {self._position()}: the training has diverged; go back to the last saved model, with a "
-            f"smaller learning_rate or fewer n_epochs"
+            f"{what} at {self._position()}: the training has diverged, and the weights are those before this update; "
+            f"go on with a smaller learning_rate or fewer n_epochs"
         )
 
     def _log_update(self, means: dict[str, float], kl: float, constants: UpdateConstants, rollout: Rollout) -> None:
@@ -872,31 +891,6 @@ class PaperOnPolicyAlgorithm(OnPolicyAlgorithm):
                 values[name] = getattr(constants, name)
         values.update(constants.coefficients)
         return {name: value for name, value in values.items() if value is not None}
-
-    def learn(
-        self: SelfAlgorithm,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 1,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfAlgorithm:
-        """Train for ``total_timesteps``, as SB3's ``learn``.
-
-        :param tb_log_name: name of the TensorBoard run; None: the algorithm's name
-        :return: the algorithm itself
-        :raises ValueError: if the rollouts are too small to standardise advantages
-        """
-        self._check_rollout_size()
-        return super().learn(
-            total_timesteps=total_timesteps,
-            callback=callback,
-            log_interval=log_interval,
-            tb_log_name=tb_log_name or type(self).__name__,
-            reset_num_timesteps=reset_num_timesteps,
-            progress_bar=progress_bar,
-        )
 
 
 def _is(number: int, coefficient: Coefficient) -> bool:

@@ -257,6 +257,14 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
             self.curriculum.remember(self._pose, has_succeeded)
         return result
 
+    def get_resume_state(self) -> list[list[bool]]:
+        """The memory that the start poses are drawn by, for a resume bundle."""
+        return self.curriculum.outcomes()
+
+    def set_resume_state(self, state: list[list[bool]]) -> None:
+        """The reverse of :meth:`get_resume_state`."""
+        self.curriculum.restore(state)
+
     def _furnish(self) -> None:
         self._cube = self._world.add_cube(self.cube_edge, self.cube_mass, self.cube_inertia, self.cube_friction)
 
@@ -355,6 +363,21 @@ class Curriculum:
     def remember(self, task: int, success: bool) -> None:
         """Add the outcome of an episode; the oldest remembered one of its task makes room."""
         self._episodes[task].append(success)
+
+    def outcomes(self) -> list[list[bool]]:
+        """Whether the remembered episodes of each task succeeded, the oldest first."""
+        return [list(episodes) for episodes in self._episodes]
+
+    def restore(self, outcomes: list[list[bool]]) -> None:
+        """Remember what :meth:`outcomes` told.
+
+        :raises ValueError: if it is of another number of tasks.
+        """
+        if len(outcomes) != len(self._episodes):
+            raise ValueError(f"outcomes must be of {len(self._episodes)} tasks; got {len(outcomes)}")
+        for episodes, remembered in zip(self._episodes, outcomes, strict=True):
+            episodes.clear()
+            episodes.extend(remembered)
 
     def forget(self) -> None:
         """Empty the memory."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from sb3_ppo_variants.vec_env.episode_start import record_episodes
 from sb3_ppo_variants.vec_env.worker import ActorLostWarning, EnvironmentRaisedError, WorkerDiedError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ __all__ = [
     "EnvironmentRaisedError",
     "SharedMemoryVecEnv",
     "WorkerDiedError",
+    "record_episodes",
 ]
 
 _MODULES = {

@@ -19,6 +19,7 @@ import cloudpickle
 import gymnasium as gym
 import numpy as np
 
+from sb3_ppo_variants.vec_env.episode_start import record_episodes
 from sb3_ppo_variants.vec_env.layout import SharedArrays
 
 
@@ -64,7 +65,7 @@ class EnvChunk:
         self.first = first
         self.envs: list[gym.Env] = []
         for index, make in enumerate(env_fns):
-            self._call(index, lambda make=make: self.envs.append(_patched(make())))
+            self._call(index, lambda make=make: self.envs.append(record_episodes(_patched(make()))))
         self.arrays: SharedArrays | None = None  # of these environments only
 
     def spaces(self) -> tuple[gym.Space, gym.Space]:

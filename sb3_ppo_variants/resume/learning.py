@@ -1,0 +1,412 @@
+"""``learn`` that keeps resume bundles: the part of an algorithm that knows how a run is interrupted and goes on."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from types import FrameType
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import torch as th
+from stable_baselines3.common import callbacks
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
+from stable_baselines3.common.type_aliases import MaybeCallback
+
+from sb3_ppo_variants.arguments import require, require_choice
+from sb3_ppo_variants.resume import logs
+from sb3_ppo_variants.resume import state as run_state
+from sb3_ppo_variants.resume.folder import Bundle, BundleWarning, RunFolder
+from sb3_ppo_variants.resume.format import BundleError, Tree
+
+SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ResumableAlgorithm")
+
+BUNDLE_INTERVAL = 60.0
+"""seconds between two bundles"""
+CLOCK_TOLERANCE = 5.0
+"""seconds by which the computer's clock may differ from the time that has passed"""
+TERMINATED = 128 + signal.SIGTERM
+"""the program's exit code then, as shells have it"""
+
+
+class ResumableAlgorithm(OnPolicyAlgorithm):
+    """SB3's ``OnPolicyAlgorithm`` whose ``learn`` can keep resume bundles, and go on from one.
+
+    Objects with state of their own (the algorithm, its callbacks, environments and their wrappers) take part with two
+    methods: ``get_resume_state()``, which returns None, bool, int, float, str, arrays, or lists, tuples and mappings of
+    such, and ``set_resume_state(state)``. Attributes of the algorithm and of callbacks that are of those types, and no
+    arguments of the constructor, need no such methods.
+    """
+
+    schedule_timesteps: int | None = None
+    """Timesteps over which schedules run; None: those of ``learn``. Set where a run is extended, and kept with it."""
+
+    def learn(
+        self: SelfAlgorithm,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 1,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+        *,
+        run_folder: str | Path | None = None,
+        resume: bool | Literal["auto"] = False,
+        bundle_interval: float = BUNDLE_INTERVAL,
+        stretch_schedules: bool = False,
+    ) -> SelfAlgorithm:
+        """Train for ``total_timesteps``, as SB3's ``learn``; with a ``run_folder``, so that nothing is lost.
+
+        A resume bundle is written at intervals, at the end, on SIGTERM, Ctrl-C and any error: always of the state after
+        the last complete iteration. The last two are kept, in ``<run_folder>/bundles``. The same program, run again
+        with ``resume="auto"``, goes on from the newest one as if nothing had happened; episodes under way begin again.
+
+        :param total_timesteps: of the whole run, also where it is resumed
+        :param tb_log_name: name of the TensorBoard run; None: the algorithm's name
+        :param run_folder: of this run, for its bundles and ``progress.csv``; None: no bundles
+        :param resume: True: go on from the newest bundle; ``"auto"``: the same, or begin where there is none; False:
+            begin, in a folder without bundles
+        :param bundle_interval: seconds between bundles; 0: one after each iteration
+        :param stretch_schedules: where ``total_timesteps`` is another than the resumed run's, let the schedules run
+            over the new number; False: they go on as they were, and stay at their ends
+        :return: the algorithm itself
+        :raises ValueError: for an argument outside its range
+        :raises BundleError: if the bundles cannot be read, are of another run, or another process trains in the folder
+        """
+        require_choice("resume", resume, (True, False, "auto"))
+        require("bundle_interval", bundle_interval, "a finite number >= 0", lambda value: 0 <= value < math.inf)
+        self._check_rollout_size()
+        name = tb_log_name or type(self).__name__
+        if run_folder is None:
+            if resume or stretch_schedules:
+                raise ValueError("run_folder must name the folder of the run that is to be resumed; got None")
+            if reset_num_timesteps:
+                self.schedule_timesteps = None
+            return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+        folder = RunFolder(run_folder)
+        with folder.owned():
+            bundle = _bundle_to_resume(folder, resume)
+            run = _Run(self, folder, bundle_interval)
+            if bundle is None:
+                run.begin(total_timesteps, callback, name, reset_num_timesteps, progress_bar)
+            else:
+                run.go_on(bundle, total_timesteps, callback, progress_bar, stretch_schedules)
+            run.train(log_interval)
+        return self
+
+    def _check_rollout_size(self) -> None:
+        """A variant's check of arguments against the environments."""
+
+    def _progress_remaining(self) -> float:
+        """How much of the schedules' way is left at this timestep, 1 → 0."""
+        if self.schedule_timesteps is None:
+            return 1.0 - self.num_timesteps / max(1, self._total_timesteps)
+        return max(0.0, 1.0 - self.num_timesteps / max(1, self.schedule_timesteps))
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        if self.schedule_timesteps is None:
+            super()._update_current_progress_remaining(num_timesteps, total_timesteps)
+        else:
+            self._current_progress_remaining = self._progress_remaining()
+
+
+def _bundle_to_resume(folder: RunFolder, resume: bool | str) -> Bundle | None:
+    if resume:
+        bundle = folder.newest()
+        if bundle is None and resume != "auto":
+            raise BundleError(f"there is no resume bundle in {folder.bundles}; resume='auto' would begin a run")
+        return bundle
+    if folder.names():
+        raise BundleError(f"{folder.path} holds the bundles of a run: resume='auto' goes on with it, or name another")
+    return None
+
+
+class _ProgressBar(ProgressBarCallback):
+    """SB3's progress bar, of the whole run: it begins where the run stands."""
+
+    def _on_training_start(self) -> None:
+        self.pbar = callbacks.tqdm(total=self.model._total_timesteps, initial=self.model.num_timesteps)
+
+
+class _Run:
+    """One ``learn`` with resume bundles."""
+
+    def __init__(self, model: Any, folder: RunFolder, interval: float):
+        self._model, self._folder, self._interval = model, folder, interval
+        self._iteration = 0
+        self._callback: BaseCallback = CallbackList([])
+        self._latest: tuple[int, dict[str, Tree]] | None = None
+        self._written: int | None = None
+        self._last_write = time.monotonic()
+        self._clock = time.time() - time.monotonic()
+        self._terminated = self._leaving = False
+        self._constants = {
+            "identity": run_state.identity_of(model),
+            "settings": run_state.settings_of(model),
+            "versions": run_state.versions(),
+        }
+
+    # ------------------------------------------------------------------ beginning
+
+    def begin(self, total: int, callback: MaybeCallback, name: str, reset: bool, progress_bar: bool) -> None:
+        """Set up a new run."""
+        model = self._model
+        if reset:
+            model.schedule_timesteps = None
+        self._prepare_environments()
+        logger = None
+        if not model._custom_logger:
+            logger = logs.new_logger(self._folder.path, model.verbose, model.tensorboard_log, name, reset)
+        self._set_up(total, callback, reset, progress_bar, logger)
+        self._start(None)
+
+    def go_on(self, bundle: Bundle, total: int, callback: MaybeCallback, progress_bar: bool, stretch: bool) -> None:
+        """Set up a run that goes on from a bundle.
+
+        :raises BundleError: if the bundle is not of this run; the model may then be changed in part
+        """
+        try:
+            self._restore(bundle.state, total, callback, progress_bar, stretch)
+        except BundleError as error:
+            raise BundleError(f"{bundle.path} cannot be resumed: {error}") from error
+        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+            raise BundleError(
+                f"{bundle.path} cannot be resumed: it does not fit this run ({type(error).__name__}: {error})"
+            ) from error
+
+    def _restore(
+        self, state: dict[str, Tree], total: int, callback: MaybeCallback, progress_bar: bool, stretch: bool
+    ) -> None:
+        model = self._model
+        run_state.require_same_run(model, state)
+        self._prepare_environments()
+        run_state.set_environments(model.env, state["environments"])
+        model._last_obs = run_state.reset_as_before(model.env)
+        self._compare_observations(state)
+        model.policy.load_state_dict(state["policy"])
+        model.policy.optimizer.load_state_dict(state["optimizer"])
+        logger = None
+        if not model._custom_logger:
+            logger = logs.resumed_logger(self._folder.path, model.verbose, state["logs"])
+        self._set_up(total, callback, False, progress_bar, logger)
+
+        run_state.set_attributes(model, state["model"])
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+        for name in ("ep_info_buffer", "ep_success_buffer"):
+            setattr(model, name, deque(state[name], maxlen=model._stats_window_size))
+        model.start_time = time.time_ns() - state["elapsed_ns"]
+        self._iteration = state["iteration"]
+        self._set_total(model._num_timesteps_at_start + total, stretch)
+        self._start(state)
+        self._written = model.num_timesteps
+
+    def _set_total(self, total: int, stretch: bool) -> None:
+        """Set the end of the run; the schedules go on as they were unless they are to be stretched."""
+        model = self._model
+        if stretch:
+            model.schedule_timesteps = None
+        elif model.schedule_timesteps is None and total != model._total_timesteps:
+            model.schedule_timesteps = model._total_timesteps
+        model._total_timesteps = total
+
+    def _set_up(self, total: int, callback: MaybeCallback, reset: bool, progress_bar: bool, logger: Any | None) -> None:
+        model = self._model
+        if progress_bar:
+            if not isinstance(callback, BaseCallback):
+                callback = CallbackList(callback) if isinstance(callback, list) else ConvertCallback(callback)
+            callback = CallbackList([callback, _ProgressBar()])
+        custom = model._custom_logger
+        if logger is not None:
+            model.set_logger(logger)  # or SB3 would make another
+        try:
+            _, self._callback = model._setup_learn(total, callback, reset)
+        finally:
+            model._custom_logger = custom
+        run_state.prepare_callbacks(self._callback)
+
+    def _prepare_environments(self) -> None:
+        if not run_state.prepare(self._model.env):
+            kind = type(self._model.env.unwrapped).__name__
+            warnings.warn(
+                f"the environments of this {kind} do not tell how their episodes began: a resumed run will begin "
+                f"others. Wrap each with sb3_ppo_variants.vec_env.record_episodes",
+                BundleWarning,
+                stacklevel=5,
+            )
+
+    def _compare_observations(self, state: dict[str, Tree]) -> None:
+        """Warn of environments whose episodes had just begun, and now begin otherwise."""
+        before, now = _rows(state["observations"]), _rows(self._model._last_obs)
+        if state["environments"]["episodes"] is None:
+            return
+        others = [
+            index
+            for index in np.flatnonzero(state["episode_starts"])
+            if any(not np.array_equal(before[key][index], now[key][index], equal_nan=True) for key in before)
+        ]
+        if others:
+            warnings.warn(
+                f"environments {', '.join(map(str, others))} begin otherwise than before: their resets depend on more "
+                f"than their random generator (see get_resume_state)",
+                BundleWarning,
+                stacklevel=6,
+            )
+
+    def _start(self, state: dict[str, Tree] | None) -> None:
+        total = self._model._total_timesteps
+        names = {
+            "self": self._model,
+            "total_timesteps": total,
+            "callback": self._callback,
+            "iteration": self._iteration,
+        }
+        self._callback.on_training_start(names, globals())
+        if state is not None:
+            run_state.set_callbacks(self._callback, state["callbacks"])
+            run_state.set_generators(state["generators"])
+
+    # ------------------------------------------------------------------ training
+
+    def train(self, log_interval: int | None) -> None:
+        """Train to the end, and leave a bundle behind whatever happens."""
+        model = self._model
+        self._snapshot()
+        with self._on_termination():
+            try:
+                while model.num_timesteps < model._total_timesteps:
+                    if not self._iterate(log_interval):
+                        break
+                self._write()
+            except BaseException as error:
+                self._leave_bundle(error)
+                raise
+        self._callback.on_training_end()
+
+    def _iterate(self, log_interval: int | None) -> bool:
+        """One iteration, as in SB3's ``learn``; False if a callback ended the training."""
+        model = self._model
+        if not model.collect_rollouts(model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps):
+            return False
+        self._iteration += 1
+        model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
+        self._follow_clock()
+        if log_interval is not None and self._iteration % log_interval == 0:
+            model.dump_logs(self._iteration)
+        model.train()
+        self._snapshot()
+        if time.monotonic() - self._last_write >= self._interval:
+            self._write()
+        if self._terminated:  # the exception was lost in somebody's destructor
+            raise SystemExit(TERMINATED)
+        return True
+
+    def _snapshot(self) -> None:
+        """Remember the state after this iteration, in memory."""
+        model = self._model
+        self._latest = (
+            model.num_timesteps,
+            {
+                **self._constants,
+                "iteration": self._iteration,
+                "elapsed_ns": time.time_ns() - model.start_time,
+                "model": run_state.attributes_of(model, run_state.MADE_ANEW),
+                "policy": _copied(model.policy.state_dict()),
+                "optimizer": _copied(model.policy.optimizer.state_dict()),
+                "observations": deepcopy(model._last_obs),
+                "episode_starts": model._last_episode_starts.copy(),
+                "environments": run_state.environments_of(model.env),
+                "ep_info_buffer": list(model.ep_info_buffer),
+                "ep_success_buffer": list(model.ep_success_buffer),
+                "callbacks": run_state.callbacks_of(self._callback),
+                "logs": logs.logs_of(self._folder.path, model.logger, model.num_timesteps),
+                "generators": run_state.generators(),
+            },
+        )
+
+    def _write(self) -> None:
+        """Write the latest snapshot; the training goes on if that fails."""
+        assert self._latest is not None
+        num_timesteps, state = self._latest
+        if num_timesteps == self._written:
+            return
+        self._last_write = time.monotonic()
+        try:
+            self._folder.write(num_timesteps, state)
+        except OSError as error:
+            warnings.warn(
+                f"no resume bundle could be written at {num_timesteps} timesteps: {error}. The training goes on; the "
+                f"last bundle is {_name(self._written)}",
+                BundleWarning,
+                stacklevel=4,
+            )
+        else:
+            self._written = num_timesteps
+
+    def _leave_bundle(self, error: BaseException) -> None:
+        """Write what the run has reached, and tell in the error how to go on."""
+        self._leaving = True
+        self._write()
+        if self._written is not None and hasattr(error, "add_note"):  # Python 3.11
+            error.add_note(
+                f"The run in {self._folder.path} can go on from {self._written} timesteps: learn(…, resume='auto')"
+            )
+
+    @contextmanager
+    def _on_termination(self) -> Iterator[None]:
+        """End the training on SIGTERM as Ctrl-C does: by an exception."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def terminate(_signal: int, _frame: FrameType | None) -> None:
+            self._terminated = True
+            if not self._leaving:
+                raise SystemExit(TERMINATED)
+
+        before = signal.signal(signal.SIGTERM, terminate)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    def _follow_clock(self) -> None:
+        """Take jumps of the computer's clock out of the logged times, which count from a start."""
+        clock = time.time() - time.monotonic()
+        jump = clock - self._clock
+        if abs(jump) < CLOCK_TOLERANCE:
+            return
+        self._clock = clock
+        model = self._model
+        model.start_time += int(jump * 1e9)
+        run_state.shift_clock(model.env, jump)
+        warnings.warn(
+            f"the computer's clock jumped by {jump:.0f} seconds; logged times leave that out",
+            BundleWarning,
+            stacklevel=5,
+        )
+
+
+def _name(num_timesteps: int | None) -> str:
+    return "none" if num_timesteps is None else f"that of {num_timesteps} timesteps"
+
+
+def _rows(observations: Any) -> dict[Any, np.ndarray]:
+    return observations if isinstance(observations, dict) else {None: observations}
+
+
+def _copied(tree: Any) -> Any:
+    """A copy that later updates leave alone."""
+    if isinstance(tree, th.Tensor):
+        return tree.detach().clone()
+    if isinstance(tree, dict):
+        return {key: _copied(value) for key, value in tree.items()}
+    return [_copied(item) for item in tree] if isinstance(tree, list) else deepcopy(tree)

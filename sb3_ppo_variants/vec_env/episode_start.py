@@ -1,0 +1,152 @@
+"""Where each environment's episode began: enough to begin the same one again in a new process.
+
+Needs neither torch nor Stable-Baselines3 (see ``worker.py``), though it knows SB3's ``Monitor`` when it meets one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium as gym
+
+State = dict[str, Any]
+
+GET, SET = "get_resume_state", "set_resume_state"
+"""Methods by which an environment, or a wrapper, gives and takes back what outlives its episodes beside its random
+generators: None, bool, int, float, str, arrays; lists, tuples and mappings of such."""
+
+
+class EpisodeRecorder:
+    """Remembers what an environment's last reset began with: its random generators, and the reset's arguments.
+
+    Its public methods are found in the environment under the same names.
+    """
+
+    def __init__(self, env: gym.Env):
+        self._env = env
+        self._reset = env.reset
+        self._start: State = {"before": state_of(env), "arguments": {}}
+        self._again: State | None = None
+
+    def reset(self, **arguments: Any) -> Any:
+        """As the environment's; after :meth:`resume_from`, the reset that is to be repeated."""
+        if self._again is not None:
+            set_state(self._env, self._again["before"])
+            arguments, self._again = self._again["arguments"], None
+        start = {"before": state_of(self._env), "arguments": dict(arguments)}
+        result = self._reset(**arguments)
+        self._start = start
+        return result
+
+    def resume_start(self) -> State:
+        """What the episode under way began with, and what goes on across episodes."""
+        return {**self._start, "monitor": _monitor_state(self._env)}
+
+    def resume_now(self) -> State:
+        """The same for an environment that will be reset before it is stepped again."""
+        return {"before": state_of(self._env), "arguments": {}, "monitor": _monitor_state(self._env)}
+
+    def resume_from(self, state: State) -> None:
+        """Let the next reset be the one that :meth:`resume_start` told of."""
+        self._again = state
+        monitor = _monitor_of(self._env)
+        if monitor is not None and state["monitor"] is not None:
+            monitor.t_start = time.time() - state["monitor"]["seconds"]
+            monitor.total_steps = state["monitor"]["total_steps"]
+
+    def shift_clock(self, seconds: float) -> None:
+        """Let an SB3 ``Monitor`` count on as if the computer's clock had not jumped by so many seconds."""
+        monitor = _monitor_of(self._env)
+        if monitor is not None:
+            monitor.t_start += seconds
+
+
+METHODS = ("reset", "resume_start", "resume_now", "resume_from", "shift_clock")
+
+
+def record_episodes(env: gym.Env) -> gym.Env:
+    """Let an environment remember how its episodes began, so that a resumed run can begin the same ones again.
+
+    Our own vectorised environments and SB3's ``DummyVecEnv`` need no such call. Those of a ``SubprocVecEnv`` do, each
+    in its own process: ``SubprocVecEnv([lambda: record_episodes(gym.make(…)), …])``.
+
+    :param env: the outermost wrapper; ``reset`` and a few ``resume_…`` methods are set on it
+    :return: the same environment
+    """
+    if "resume_start" not in vars(env):
+        recorder = EpisodeRecorder(env)
+        for name in METHODS:
+            setattr(env, name, getattr(recorder, name))
+    return env
+
+
+def state_of(env: gym.Env) -> State:
+    """The random generators of an environment, and what it and its wrappers tell of themselves."""
+    generators = [generator.bit_generator.state for generator in _generators(env)]
+    return {"generators": generators, "layers": {name: getattr(layer, GET)() for name, layer in _telling(env)}}
+
+
+def set_state(env: gym.Env, state: State) -> None:
+    """The reverse of :func:`state_of`.
+
+    :raises ValueError: if the environment is another
+    """
+    layers = dict(_telling(env))
+    generators = list(_generators(env))
+    if set(layers) != set(state["layers"]) or len(generators) != len(state["generators"]):
+        raise ValueError(
+            f"{env} is another environment than that of the bundle: it has {len(generators)} random generators and "
+            f"the layers {sorted(layers)}; the bundle has {len(state['generators'])} and {sorted(state['layers'])}"
+        )
+    for generator, before in zip(generators, state["generators"], strict=True):
+        generator.bit_generator.state = before
+    for name, layer in layers.items():
+        getattr(layer, SET)(state["layers"][name])
+
+
+def _layers(env: gym.Env) -> Iterator[gym.Env]:
+    """The environment, and what it wraps."""
+    yield env
+    while isinstance(env, gym.Wrapper):
+        env = env.env
+        yield env
+
+
+def _telling(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
+    """Those layers that tell of themselves, each with a name of its own."""
+    for depth, layer in enumerate(_layers(env)):
+        if hasattr(type(layer), GET):
+            yield f"{depth} {type(layer).__name__}", layer
+
+
+def _generators(env: gym.Env) -> Iterator[Any]:
+    """The environment's generator, and those of its spaces, from which some draw their episodes."""
+    base = env.unwrapped
+    yield base.np_random
+    for space in (base.action_space, base.observation_space):
+        yield from _generators_of_space(space)
+
+
+def _generators_of_space(space: gym.Space) -> Iterator[Any]:
+    yield space.np_random
+    parts: Any = getattr(space, "spaces", ())
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from _generators_of_space(part)
+
+
+def _monitor_of(env: gym.Env) -> Any:
+    module = sys.modules.get("stable_baselines3.common.monitor")
+    if module is None:
+        return None
+    return next((layer for layer in _layers(env) if isinstance(layer, module.Monitor)), None)
+
+
+def _monitor_state(env: gym.Env) -> State | None:
+    """For how long an SB3 ``Monitor`` has run, and for how many steps."""
+    monitor = _monitor_of(env)
+    if monitor is None:
+        return None
+    return {"seconds": time.time() - monitor.t_start, "total_steps": monitor.total_steps}
