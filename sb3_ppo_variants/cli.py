@@ -16,6 +16,7 @@ import gymnasium as gym
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
 from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.runs import RunOptions, read_options
 
 PROGRAM = "ppo-variants"
 DEFAULT_ALGO = "ppo_clip_paper"
@@ -56,6 +57,8 @@ class Request(NamedTuple):
     folder: Path
     flags: argparse.Namespace
     arguments: list[str]
+    options: RunOptions | None = None
+    """of ``train``"""
 
     @property
     def program(self) -> str:
@@ -84,7 +87,8 @@ def train(request: Request) -> None:
         arguments.append("--progress")
     if not request.flags.optimize_hyperparameters:  # a search writes none, and rl_zoo3 warns
         arguments += ["--tensorboard-log", str(request.folder / "tb")]
-    zoo.train(request.program, arguments + [item for item in request.arguments if item != "--no-progress"])
+    arguments += [item for item in request.arguments if item != "--no-progress"]
+    zoo.train(request.program, arguments, request.options)
     if not request.flags.optimize_hyperparameters:
         folder = "" if request.folder == Path(DEFAULT_FOLDER) else f" -f {request.folder}"
         print(f"Next: {PROGRAM} enjoy|record|plot --algo {request.algo} --env {request.env}{folder}")
@@ -148,7 +152,11 @@ COMMANDS = {
         train,
         "--log-folder",
         "Settings come from our zoo_configs (see `ppo-variants list`); --algo ppo_clip_paper, --progress,\n"
-        "--num-threads 1 and --tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.",
+        "--num-threads 1 and --tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.\n\n"
+        "A run of our algorithms keeps resume bundles in <run>/bundles, one a minute (--bundle-interval SECONDS):\n"
+        "  --resume RUN          go on with the run in this folder as if nothing had happened\n"
+        "  --until N             … and on to N timesteps; its schedules stay as they were\n"
+        "  --stretch-schedules   … and run over the new number of timesteps",
     ),
     "enjoy": Command(
         "run a trained agent and print its scores",
@@ -269,7 +277,10 @@ def _dispatch(command: str, arguments: list[str]) -> int:
     if command == "demo":
         return demo(arguments)
     zoo.register()
-    request = read_request(command, arguments)
+    options = None
+    if command == "train":
+        options, arguments = read_options(f"{PROGRAM} train", arguments)
+    request = read_request(command, arguments)._replace(options=options)
     if {"-h", "--help"} & set(arguments):
         print(f"{COMMANDS[command].ours}\nAll else is rl_zoo3's:\n")
     else:

@@ -15,16 +15,19 @@ import re
 import runpy
 import shutil
 import sys
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS
 from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.resume.names import bundle_paths
+from sb3_ppo_variants.runs import RunOptions, write_run
 
 if TYPE_CHECKING:
     import optuna
@@ -225,6 +228,9 @@ def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, 
 class _OurExperiments(ExperimentManager):
     """What rl_zoo3's ``ExperimentManager`` lacks for our algorithms; :func:`register` mixes it in."""
 
+    run_options: ClassVar[RunOptions | None] = None
+    """what the command line says of resuming; None: no resume bundles, as in rl_zoo3"""
+
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any):
         env_id = rest[0] if rest else kwargs["env_id"]
         if kwargs.get("config") is None and (algo in ALGORITHMS or env_id in configured_tasks(algo)):
@@ -232,6 +238,17 @@ class _OurExperiments(ExperimentManager):
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
         self._on_ray = False
+        self._shows_bar = self._interrupted = self._goes_on = False
+        options = self.run_options
+        if options is not None and options.folder is not None:
+            self.save_path = str(options.folder)
+            self.params_path = f"{self.save_path}/{self.env_name}"
+            # A run that was killed before its first bundle begins anew.
+            self._goes_on = bool(bundle_paths(options.folder))
+
+    @property
+    def _keeps_bundles(self) -> bool:
+        return self.run_options is not None and self.algo in ALGORITHMS and not self.optimize_hyperparameters
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """As rl_zoo3's; remembers the environments, to close them if the setup fails.
@@ -242,6 +259,8 @@ class _OurExperiments(ExperimentManager):
         from stable_baselines3.common.vec_env import DummyVecEnv
 
         chosen, arguments = self.vec_env_class, self.vec_env_kwargs
+        if self._goes_on:
+            self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         if self._on_ray:
             inner: Any = DummyVecEnv if eval_env else chosen
             path = None if eval_env or no_log else Path(self.save_path, "0.monitor.csv")
@@ -266,7 +285,10 @@ class _OurExperiments(ExperimentManager):
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
         is_new = not Path(self.save_path).exists()
         try:
-            return super().setup_experiment()
+            made = super().setup_experiment()
+            if self._keeps_bundles and self.run_options is not None:
+                write_run(Path(self.save_path), self.run_options.arguments, self._settings)
+            return made
         except Exception:
             for env in self._opened:
                 env.close()
@@ -275,7 +297,14 @@ class _OurExperiments(ExperimentManager):
             raise
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """As rl_zoo3's, but ``--trial-id 0`` is a trial too: rl_zoo3 tests whether the number is true."""
+        """As rl_zoo3's, but ``--trial-id 0`` is a trial too: rl_zoo3 tests whether the number is true.
+
+        A run that is resumed has the settings that it began with, whatever the config says by now.
+        """
+        options = self.run_options
+        if options is not None and options.settings is not None:
+            self._settings = deepcopy(options.settings)
+            return deepcopy(self._settings), OrderedDict(sorted(self._settings.items()))
         if not Path(self.config).is_file() and not _is_module(self.config):
             raise ValueError(f"there is no config file {self.config}")
         if self.config.endswith((".yml", ".yaml")):
@@ -283,7 +312,51 @@ class _OurExperiments(ExperimentManager):
         if self.storage and self.study_name and self.trial_id == 0:
             trial = self.load_trial(self.storage, self.study_name, self.trial_id)
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
-        return super().read_hyperparameters()
+        self._settings, saved = super().read_hyperparameters()
+        return deepcopy(self._settings), saved
+
+    def create_callbacks(self) -> None:
+        """As rl_zoo3's; the progress bar of a run that can be resumed is its own."""
+        if self._keeps_bundles:
+            self._shows_bar, self.show_progress = self.show_progress, False
+        super().create_callbacks()
+
+    def learn(self, model: Any) -> None:
+        """As rl_zoo3's, with resume bundles for our algorithms; says how to go on where the training does not end."""
+        options = self.run_options
+        if options is None or not self._keeps_bundles:
+            super().learn(model)
+            return
+        arguments: dict[str, Any] = {}
+        if self.log_interval != -1:
+            arguments["log_interval"] = self.log_interval if self.log_interval > -1 else None
+        if options.bundle_interval is not None:
+            arguments["bundle_interval"] = options.bundle_interval
+        try:
+            model.learn(
+                self.n_timesteps,
+                callback=self.callbacks or None,
+                progress_bar=self._shows_bar,
+                run_folder=self.save_path,
+                resume="auto" if self._goes_on else False,
+                stretch_schedules=options.stretch_schedules,
+                **arguments,
+            )
+        except BaseException as error:
+            print(f"Stopped at {model.num_timesteps} timesteps. To go on: ppo-variants train --resume {self.save_path}")
+            # As with rl_zoo3, Ctrl-C still saves the model.
+            self._interrupted = isinstance(error, KeyboardInterrupt)
+            if not self._interrupted:
+                raise
+        finally:
+            with suppress(EOFError):
+                model.env.close()
+
+    def save_trained_model(self, model: Any) -> None:
+        """As rl_zoo3's; after Ctrl-C the program ends as one that was interrupted."""
+        super().save_trained_model(model)
+        if self._interrupted:
+            raise KeyboardInterrupt
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         """As rl_zoo3's, for our algorithms with every key checked and with the forms it does not know."""
@@ -457,10 +530,17 @@ def _command_line(program: str, arguments: list[str]) -> Iterator[None]:
         sys.argv = before
 
 
-def train(program: str, arguments: list[str]) -> None:
-    """Run ``rl_zoo3.train`` with these arguments."""
-    with _command_line(program, arguments):
-        importlib.import_module("rl_zoo3.train").train()
+def train(program: str, arguments: list[str], options: RunOptions | None = None) -> None:
+    """Run ``rl_zoo3.train`` with these arguments.
+
+    :param options: of a run that can be resumed; None: without resume bundles
+    """
+    _OurExperiments.run_options = options
+    try:
+        with _command_line(program, arguments):
+            importlib.import_module("rl_zoo3.train").train()
+    finally:
+        _OurExperiments.run_options = None
 
 
 def enjoy(program: str, arguments: list[str]) -> None:

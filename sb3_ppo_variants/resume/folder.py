@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -14,15 +13,13 @@ from typing import NamedTuple
 
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.resume.format import BundleError, Tree, from_bytes, to_bytes
+from sb3_ppo_variants.resume.names import BUNDLES, bundle_name, bundle_paths
 
-BUNDLES = "bundles"
-"""name of the subfolder"""
 KEPT = 2
 """how many bundles are kept"""
 UNREADABLE = ".unreadable"
 """what is added to the name of a bundle that cannot be read"""
 
-_NAME = re.compile(r"bundle_(\d+)\.safetensors")
 # Seconds for which the process that died a moment ago may still hold the folder: its forked workers have it open too.
 LOCK_PATIENCE = 5.0
 
@@ -48,13 +45,6 @@ class RunFolder:
         self.path = Path(path)
         self.bundles = self.path / BUNDLES
 
-    def names(self) -> list[Path]:
-        """The files of the bundles, the newest first."""
-        if not self.bundles.is_dir():
-            return []
-        found = [(int(match[1]), path) for path in self.bundles.iterdir() if (match := _NAME.fullmatch(path.name))]
-        return [path for _, path in sorted(found, reverse=True)]
-
     def write(self, num_timesteps: int, state: Mapping[str, Tree]) -> None:
         """Write a bundle, and remove those that are older than the last ``KEPT``.
 
@@ -62,8 +52,8 @@ class RunFolder:
         :raises OSError: if it cannot be written; those before it are as they were
         """
         self.bundles.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.bundles / f"bundle_{num_timesteps:012d}.safetensors", to_bytes(state))
-        for path in self.names()[KEPT:]:
+        atomic_write(self.bundles / bundle_name(num_timesteps), to_bytes(state))
+        for path in bundle_paths(self.path)[KEPT:]:
             path.unlink(missing_ok=True)
 
     def newest(self) -> Bundle | None:
@@ -74,7 +64,7 @@ class RunFolder:
         :raises BundleError: if there are bundles, but none can be read
         """
         reasons = []
-        for path in self.names():
+        for path in bundle_paths(self.path):
             try:
                 return Bundle(path, from_bytes(path.read_bytes()))
             except BundleError as error:

@@ -27,6 +27,7 @@ from sb3_ppo_variants.resume import logs
 from sb3_ppo_variants.resume import state as run_state
 from sb3_ppo_variants.resume.folder import Bundle, BundleWarning, RunFolder
 from sb3_ppo_variants.resume.format import BundleError, Tree
+from sb3_ppo_variants.resume.names import bundle_paths
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ResumableAlgorithm")
 
@@ -125,7 +126,7 @@ def _bundle_to_resume(folder: RunFolder, resume: bool | str) -> Bundle | None:
         if bundle is None and resume != "auto":
             raise BundleError(f"there is no resume bundle in {folder.bundles}; resume='auto' would begin a run")
         return bundle
-    if folder.names():
+    if bundle_paths(folder.path):
         raise BundleError(f"{folder.path} holds the bundles of a run: resume='auto' goes on with it, or name another")
     return None
 
@@ -208,6 +209,10 @@ class _Run:
         self._set_total(model._num_timesteps_at_start + total, stretch)
         self._start(state)
         self._written = model.num_timesteps
+        if model.verbose >= 1:
+            print(f"Resumed at {model.num_timesteps} of {model._total_timesteps} timesteps")
+            if model.num_timesteps >= model._total_timesteps:
+                print("Nothing is left to do: a larger number of timesteps would extend the run")
 
     def _set_total(self, total: int, stretch: bool) -> None:
         """Set the end of the run; the schedules go on as they were unless they are to be stretched."""
@@ -282,6 +287,7 @@ class _Run:
         self._snapshot()
         with self._on_termination():
             try:
+                self._write()
                 while model.num_timesteps < model._total_timesteps:
                     if not self._iterate(log_interval):
                         break

@@ -1,0 +1,134 @@
+"""Runs of the command line that can be resumed: what was asked for, kept in the run's folder as ``run.json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.files import atomic_write
+
+RUN_FILE = "run.json"
+FORMAT = "sb3-ppo-variants run"
+VERSION = 1
+
+# What may be given together with --resume: everything else belongs to the run.
+RESUME_FLAGS = ("--until", "--stretch-schedules", "--bundle-interval", "--no-progress", "--device", "--num-threads")
+# What is read from the run's folder instead.
+NOT_KEPT = ("-conf", "--conf-file", "-params", "--hyperparams")
+
+
+class RunOptions(NamedTuple):
+    """Flags of ours for ``train``."""
+
+    folder: Path | None
+    """of the run to resume; None: a new run"""
+    until: int | None
+    stretch_schedules: bool
+    bundle_interval: float | None
+    settings: dict[str, Any] | None
+    """of the run to resume; None: as the config says"""
+    arguments: list[str]
+    """those that rl_zoo3 gets, of which a later process makes the same run"""
+
+
+class Run(NamedTuple):
+    """What a ``run.json`` tells."""
+
+    arguments: list[str]
+    settings: dict[str, Any] | None
+
+
+def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, list[str]]:
+    """Take our flags out of the arguments of ``train``; with ``--resume``, put in those that the run began with.
+
+    :return: the flags, and all arguments for rl_zoo3
+    :raises ValueError: for a flag outside its range, a run that cannot be resumed, or a flag that is the run's
+    """
+    parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    parser.add_argument("--resume", type=Path)
+    parser.add_argument("--until", type=int)
+    parser.add_argument("--stretch-schedules", action="store_true")
+    parser.add_argument("--bundle-interval", type=float)
+    flags, rest = parser.parse_known_args(list(arguments))
+    require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
+    allowed = "a number of seconds >= 0"
+    require("--bundle-interval", flags.bundle_interval, allowed, lambda value: 0 <= value < 1e9, optional=True)
+    settings = None
+    if flags.resume is not None:
+        run = read_run(flags.resume)
+        settings = run.settings
+        rest = run.arguments + _require_resume_flags(program, rest)
+    elif flags.until is not None or flags.stretch_schedules:
+        flag = "--until" if flags.until is not None else "--stretch-schedules"
+        raise ValueError(f"{flag} goes with --resume; a new run's length is -n")
+    if flags.until is not None:
+        rest = [*rest, "-n", str(flags.until)]
+    options = RunOptions(flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, rest)
+    return options, rest
+
+
+def _require_resume_flags(program: str, rest: list[str]) -> list[str]:
+    parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    parser.add_argument("--no-progress", action="store_true")
+    parser.add_argument("--device")
+    parser.add_argument("--num-threads")
+    _, unknown = parser.parse_known_args(rest)
+    if unknown:
+        raise ValueError(
+            f"{unknown[0]} cannot be given with --resume: the run goes on as it began. Allowed: "
+            f"{', '.join(RESUME_FLAGS)}"
+        )
+    return rest
+
+
+def read_run(folder: Path) -> Run:
+    """What a run's folder tells of how it began.
+
+    :raises ValueError: if it is no such folder
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise ValueError(f"--resume must name the folder of a run, which has a {RUN_FILE}; got {folder}")
+    try:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
+        raise ValueError(f"{path} is none of a {FORMAT}, version {VERSION}")
+    arguments, settings = content.get("arguments"), content.get("settings")
+    if not isinstance(arguments, list) or not all(isinstance(argument, str) for argument in arguments):
+        raise ValueError(f"'arguments' in {path} must be a list of strings; got {arguments!r}")
+    if settings is not None and not isinstance(settings, dict):
+        raise ValueError(f"'settings' in {path} must be a mapping or null; got {settings!r}")
+    return Run(arguments, settings)
+
+
+def write_run(folder: Path, arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
+    """Keep what a later process needs to make the same run: settings too, as configs change.
+
+    Settings of a config in Python that JSON does not have are read from that config again.
+    """
+    kept: dict[str, Any] | None = dict(settings)
+    try:
+        json.dumps(kept)
+    except (TypeError, ValueError):
+        kept = None
+    content = {
+        "format": FORMAT,
+        "version": VERSION,
+        "arguments": list(arguments) if kept is None else _without(NOT_KEPT, arguments),
+        "settings": kept,
+    }
+    atomic_write(folder / RUN_FILE, json.dumps(content, indent=2).encode())
+
+
+def _without(flags: Sequence[str], arguments: Sequence[str]) -> list[str]:
+    """The arguments without some flags and their values."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for number, flag in enumerate(flags):
+        parser.add_argument(flag, nargs="+", dest=str(number))
+    return parser.parse_known_args(list(arguments))[1]
