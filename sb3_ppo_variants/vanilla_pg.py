@@ -111,6 +111,13 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
             self.unfinished = []
         return super()._setup_learn(total_timesteps, callback, reset_num_timesteps, *args, **kwargs)
 
+    def get_resume_state(self) -> None:
+        """Nothing: a resumed run begins the episodes under way again, so no steps wait for their ends."""
+
+    def set_resume_state(self, _state: None) -> None:
+        """Drop what waits."""
+        self.unfinished = []
+
     def collect_rollouts(self, *args: Any, **kwargs: Any) -> bool:
         """As the base class's."""
         is_complete = False

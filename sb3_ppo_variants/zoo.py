@@ -287,7 +287,9 @@ class _OurExperiments(ExperimentManager):
         try:
             made = super().setup_experiment()
             if self._keeps_bundles and self.run_options is not None:
-                write_run(Path(self.save_path), self.run_options.arguments, self._settings)
+                # The seed may have been drawn just now.
+                arguments = [*self.run_options.arguments, "--seed", str(self.seed)]
+                write_run(Path(self.save_path), arguments, self._settings)
             return made
         except Exception:
             for env in self._opened:

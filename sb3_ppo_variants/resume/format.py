@@ -115,13 +115,11 @@ def encode(tree: Tree, tensors: dict[str, th.Tensor]) -> Any:
         # A copy: safetensors refuses memory that tensors share.
         tensors[name] = tree.detach().cpu().clone().contiguous() if is_tensor else th.tensor(np.asarray(tree))  # type: ignore[union-attr]
         return {_TENSOR if is_tensor else _ARRAY: name}
-    if isinstance(tree, (list, tuple)):
+    if type(tree) in (list, tuple):  # not a NamedTuple, which would come back as another type
         items = [encode(item, tensors) for item in tree]
-        return items if isinstance(tree, list) else {_TUPLE: items}
+        return items if type(tree) is list else {_TUPLE: items}
     if isinstance(tree, Mapping):
         return _encode_mapping(tree, tensors)
-    if isinstance(tree, (bool, int, float, str)):  # subclasses, such as enumerations
-        raise TypeError(f"cannot keep a {type(tree).__name__}: {tree!r}")
     raise TypeError(f"cannot keep a {type(tree).__name__}")
 
 
@@ -158,6 +156,6 @@ def is_tree(value: Any) -> bool:
         return value.dtype.kind in "biuf"
     if isinstance(value, (th.Tensor, np.generic)):
         return True
-    if isinstance(value, (list, tuple)):
+    if type(value) in (list, tuple):
         return all(map(is_tree, value))
     return isinstance(value, Mapping) and all(is_tree(key) and is_tree(item) for key, item in value.items())

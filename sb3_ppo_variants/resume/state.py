@@ -342,15 +342,16 @@ def callbacks_of(callback: BaseCallback) -> list[State]:
 
 
 def set_callbacks(callback: BaseCallback, states: list[State]) -> None:
-    """The reverse of :func:`callbacks_of`; with a warning, and without effect, where the callbacks are others."""
-    callbacks = list(_callbacks(callback))
-    names, before = [type(each).__name__ for each in callbacks], [state["class"] for state in states]
-    if names != before:
-        warnings.warn(
-            f"the callbacks were {before} and are {names}: their counters begin anew", BundleWarning, stacklevel=2
-        )
-        return
-    for each, state in zip(callbacks, states, strict=True):
+    """The reverse of :func:`callbacks_of`: each callback gets the state of the one of its class, in their order.
+
+    Those that were added begin as they are; what is told of those that are gone is dropped.
+    """
+    waiting = list(states)
+    for each in _callbacks(callback):
+        state = next((state for state in waiting if state["class"] == type(each).__name__), None)
+        if state is None:
+            continue
+        waiting.remove(state)
         set_attributes(each, state)
         if isinstance(each, EvalCallback):
             set_environments(each.eval_env, state["environments"])
