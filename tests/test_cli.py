@@ -122,7 +122,7 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
             r"unknown config key 'clip_range'.* \(allowed: .*gamma",
         ),
         (["train", "-n", "0"], "--n-timesteps must be an integer >= 1; got 0$"),
-        (["train", "-params", "n_envs:0"], "n_envs must be a number >= 1; got 0$"),
+        (["train", "-params", "n_envs:0"], "n_envs must be an integer >= 1; got 0$"),
         (["train", "--conf-file", "nowhere"], "there is no config file nowhere$"),
         (["train", "-params", "clip_rang:0.1"], r"unknown config key 'clip_rang', did you mean 'clip_range'\?"),
         (["train", "-conf", "nowhere.yml"], "there is no config file nowhere.yml"),
