@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from sb3_ppo_variants.arguments import check_names, require, require_choice
 from sb3_ppo_variants.safe_yaml import load_run_yaml, load_yaml, read_expression
@@ -93,11 +93,11 @@ def read_zoo_settings(settings: Mapping[str, Any], *, expressions: bool) -> dict
     :raises ValueError: for a wrong type or a number out of range; names the setting and what is allowed
     """
     checked = dict(settings)
-    for key in EVALUATED_KEYS & set(checked):
-        if expressions and isinstance(checked[key], str):
+    for key in sorted(EVALUATED_KEYS):
+        if expressions and isinstance(checked.get(key), str):
             checked[key] = read_expression(key, checked[key])
-    for key in MAPPINGS.keys() - {"normalize"}:
-        if key in checked and checked[key] is not None:
+    for key in MAPPINGS:
+        if key != "normalize" and checked.get(key) is not None:
             require_mapping(key, checked[key])
     for key, check in _CHECKS.items():
         if key in checked:
@@ -175,9 +175,12 @@ def _check_one_named(name: str, item: Any) -> None:
         if others or not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
             raise ValueError(f"{name} must be {NAME_FORMS}; got {item!r}")
     # A Python config may hold what is named, in place of its name.
-    is_name = isinstance(entry, str) and all(part.isidentifier() for part in entry.split(".")) and "." in entry
-    if not is_name and not _is_object_of_python(entry):
+    if not _is_dotted_name(entry) and not _is_object_of_python(entry):
         raise ValueError(f"{name} must be {NAME_FORMS}; got {item!r}")
+
+
+def _is_dotted_name(entry: Any) -> TypeGuard[str]:
+    return isinstance(entry, str) and "." in entry and all(part.isidentifier() for part in entry.split("."))
 
 
 def _is_object_of_python(entry: Any) -> bool:
@@ -209,11 +212,11 @@ def check_classes(settings: Mapping[str, Any]) -> None:
 
     :raises ValueError: for a name that cannot be imported or stands for something else; says what is wanted
     """
-    for key in NAMED_KEYS.keys() & settings.keys():
-        value = settings[key]
+    for key in NAMED_KEYS:
+        value = settings.get(key)
         for item in value if isinstance(value, list) else [value]:
-            name = next(iter(item)) if isinstance(item, Mapping) else item
-            if isinstance(name, str) and "." in name:  # without a dot: a policy's alias
+            name = next(iter(item), None) if isinstance(item, Mapping) else item
+            if _is_dotted_name(name):  # else: a policy's alias, None, or an object of a Python config
                 _check_class(key, name)
 
 
@@ -279,16 +282,13 @@ def check_policy(algorithm: Any, policy: Any) -> None:
 
     :raises ValueError: for anything else
     """
-    if not (isinstance(policy, str) and "." in policy):
-        if not isinstance(policy, str):
-            raise ValueError(
-                f"policy must be one of {_aliases(algorithm)} or the dotted name of a class; got {policy!r}"
-            )
-        require_choice("policy", policy, list(algorithm.policy_aliases))
-
-
-def _aliases(algorithm: Any) -> str:
-    return ", ".join(map(repr, algorithm.policy_aliases))
+    if _is_dotted_name(policy):
+        return
+    aliases = algorithm.policy_aliases
+    if not isinstance(policy, str) or "." in policy:
+        names = ", ".join(map(repr, aliases))
+        raise ValueError(f"policy must be one of {names} or the dotted name of a class; got {policy!r}")
+    require_choice("policy", policy, list(aliases))
 
 
 def check_arguments(

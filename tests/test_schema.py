@@ -15,6 +15,7 @@ from sb3_ppo_variants import ALGORITHMS, PPOClipPaper, cli, schema, zoo
 from sb3_ppo_variants.safe_yaml import MAX_BYTES, MAX_DEPTH, load_yaml, parse_yaml, read_expression
 
 NEEDED: dict[str, Any] = {"policy": "MlpPolicy", "n_timesteps": 100}
+NO_NAMES: list[Any] = ["name", 5, [[]], "a b.c", {}, {"a.B": None}, {"a.B": {}, "a.C": {}}]
 QUIET = ["--eval-freq", "-1", "--verbose", "0", "--no-progress", "-tb", ""]
 # Each would create a file named `ran`.
 COMMAND = "__import__('os').system('touch ran')"
@@ -266,6 +267,7 @@ def test_expressions_that_are_no_data_are_refused_and_never_run(text: str) -> No
         ("rollout_buffer_kwargs", "dict()", "rollout_buffer_kwargs must be a mapping such as .*, not text to evaluate"),
         ("rollout_buffer_class", "a.B", "rollout_buffer_class must be a class, which only a Python config can give"),
         ("policy", 3, "policy must be one of 'MlpPolicy', .* or the dotted name of a class; got 3"),
+        ("policy", "..", "policy must be one of 'MlpPolicy', .* or the dotted name of a class; got '..'"),
         ("policy", ["MlpPolicy"], "policy must be one of 'MlpPolicy'"),
         ("policy", "MlpPolic", "policy must be one of 'MlpPolicy', 'CnnPolicy'.*did you mean 'MlpPolicy'"),
         ("use_sde", "yes", "use_sde must be one of True, False; got 'yes'"),
@@ -291,7 +293,7 @@ def test_expressions_that_are_no_data_are_refused_and_never_run(text: str) -> No
         *[
             (key, value, f"{key} must be a dotted name such as package.module.Name, .*or a list of those; got")
             for key in ("callback", "env_wrapper", "vec_env_wrapper")
-            for value in ("name", 5, [[]], "a b.c", {}, {"a.B": None}, {"a.B": {}, "a.C": {}})
+            for value in NO_NAMES
         ],
     ],
 )
