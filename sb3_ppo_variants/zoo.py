@@ -433,6 +433,7 @@ class _SafeYaml(ModuleType):
 
         super().__init__("yaml")
         self._pyyaml = yaml
+        self.__spec__ = yaml.__spec__  # where `importlib.util.find_spec` looks first
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pyyaml, name)

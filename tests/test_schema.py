@@ -515,6 +515,7 @@ def test_yaml_is_itself_again_after_a_film_and_for_everybody_else() -> None:
     write_run(config="[1]")
     assert cli.main(["record"]) == 2
     assert sys.modules["yaml"] is yaml
+    assert rl_zoo3.utils.yaml.__spec__ is yaml.__spec__
     assert rl_zoo3.utils.yaml is not yaml
     assert rl_zoo3.utils.yaml.dump({"a": 1}) == "a: 1\n"
     assert rl_zoo3.utils.yaml.load("a: 1", Loader=yaml.SafeLoader) == {"a": 1}
