@@ -25,6 +25,7 @@ MAX_EXPRESSION_LENGTH = 10_000
 YAML_TAG = "tag:yaml.org,2002:"
 SCALARS = ("null", "bool", "int", "float", "str")
 ALLOWED_TAGS = ", ".join(f"!!{name}" for name in (*SCALARS, "seq", "map"))
+SCHEDULES = ("ConstantSchedule", "FloatSchedule", "LinearSchedule")
 ACTIVATIONS_MODULE = "torch.nn.modules.activation"
 
 EXPRESSION_FORMS = "literals, lists, tuples, dicts, dict(...) and nn.<activation>"
@@ -45,8 +46,8 @@ def load_yaml(path: Path, named_levels: int = 3) -> Any:
 def load_run_yaml(path: Path) -> Any:
     """Read ``config.yml`` or ``args.yml`` of a run, as rl_zoo3 writes them.
 
-    Knows beside plain YAML the tags of an ``OrderedDict``, which becomes a dict, of a tuple, and of torch's activation
-    functions.
+    Knows beside plain YAML the tags of an ``OrderedDict``, which becomes a dict, of a tuple, of torch's activation
+    functions, and of SB3's schedules, which become dicts of their numbers.
 
     :raises ValueError: as :func:`load_yaml`
     """
@@ -139,6 +140,8 @@ class _Builder:
             python = f"{YAML_TAG}python/"
             self.readers["sequence", f"{python}tuple"] = lambda node, depth: tuple(self._items(node, depth))
             self.readers["sequence", f"{python}object/apply:collections.OrderedDict"] = self._ordered
+            for schedule in SCHEDULES:  # as the mapping of its attributes: who loads an agent does not use it
+                self.readers["mapping", f"{python}object:stable_baselines3.common.utils.{schedule}"] = self._mapping
             for name_, activation in activations().items():
                 reader = functools.partial(lambda found, *_: found, activation)
                 self.readers["scalar", f"{python}name:{ACTIVATIONS_MODULE}.{name_}"] = reader

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from stable_baselines3.common.utils import LinearSchedule
 from torch import nn
 
 import sb3_ppo_variants
@@ -460,8 +461,11 @@ def test_what_rl_zoo3_writes_of_a_run_is_read_back() -> None:
         "policy_kwargs": {"activation_fn": nn.LeakyReLU, "net_arch": [4]},
         "env_kwargs": OrderedDict(a=[1], b={2: 3}),
     }
-    folder = write_run(config=yaml.dump(OrderedDict(settings)), args=yaml.dump(OrderedDict(env="CartPole-v1")))
-    assert schema.read_run_file(folder / "config.yml") == settings
+    schedule = LinearSchedule(0.1, 0.0, 1.0)  # only a Python config can hold one
+    folder = write_run(
+        config=yaml.dump(OrderedDict(settings, learning_rate=schedule)), args=yaml.dump(OrderedDict(env="CartPole-v1"))
+    )
+    assert schema.read_run_file(folder / "config.yml") == {**settings, "learning_rate": vars(schedule)}
     assert schema.read_run_file(folder / "args.yml") == {"env": "CartPole-v1", "env_kwargs": None}
 
 
