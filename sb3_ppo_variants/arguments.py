@@ -6,7 +6,7 @@ import difflib
 import inspect
 import math
 import numbers
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
 
@@ -59,6 +59,22 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     nearest = difflib.get_close_matches(str(value), strings, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
     raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}{hint}")
+
+
+def check_names(what: str, names: Iterable[object], allowed: Collection[str], *, list_allowed: bool = True) -> None:
+    """Check that every name is an allowed one.
+
+    :param what: what the names are, for the message
+    :param list_allowed: whether the message lists the allowed names besides the nearest one
+    :raises ValueError: for the first name that is not
+    """
+    for name in names:
+        if name in allowed:
+            continue
+        nearest = difflib.get_close_matches(str(name), allowed, n=1)
+        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
+        choices = f" (allowed: {', '.join(sorted(allowed)) or 'none'})" if list_allowed else ""
+        raise ValueError(f"unknown {what} {name!r}{hint}{choices}")
 
 
 def extend_signature(parent: inspect.Signature, constructor: Callable[..., None]) -> inspect.Signature:

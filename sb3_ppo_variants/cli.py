@@ -146,13 +146,21 @@ def _without_output(arguments: list[str]) -> list[str]:
     return parser.parse_known_args(arguments)[1]
 
 
+# For the help of the commands that open somebody's run.
+TRUST = (
+    "A run's YAML is read as data; its zip and vecnormalize.pkl are unpickled, which runs what code they hold, and\n"
+    "env_wrapper and vec_env_wrapper are imported by their names: open runs of people you trust."
+)
+
 COMMANDS = {
     "train": Command(
         "train an algorithm on a task",
         train,
         "--log-folder",
         "Settings come from our zoo_configs (see `ppo-variants list`); --algo ppo_clip_paper, --progress,\n"
-        "--num-threads 1 and --tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.\n\n"
+        "--num-threads 1 and --tensorboard-log <log folder>/tb are the defaults; --no-progress shows no bar.\n"
+        "YAML and -params are read as data. What callback, env_wrapper, vec_env_wrapper and a dotted policy name is\n"
+        "imported, and a --conf-file in Python runs.\n\n"
         "A run of our algorithms keeps resume bundles in <run>/bundles, one a minute (--bundle-interval SECONDS):\n"
         "  --resume RUN          go on with the run in this folder as if nothing had happened\n"
         "  --until N             … and on to N timesteps; its schedules stay as they were\n"
@@ -162,13 +170,13 @@ COMMANDS = {
         "run a trained agent and print its scores",
         enjoy,
         "--folder",
-        "--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.",
+        f"--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.\n{TRUST}",
     ),
     "record": Command(
         "film a trained agent",
         record,
         "--folder",
-        "--algo ppo_clip_paper and -f logs are the defaults.",
+        f"--algo ppo_clip_paper and -f logs are the defaults.\n{TRUST}",
     ),
     "plot": Command(
         "draw training curves into a PNG",

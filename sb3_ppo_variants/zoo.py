@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import difflib
 import importlib
 import importlib.util
 import inspect
@@ -16,18 +15,20 @@ import runpy
 import shutil
 import sys
 from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sb3_ppo_variants
-from sb3_ppo_variants import ALGORITHMS
-from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants import ALGORITHMS, schema
+from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.resume.names import bundle_paths
 from sb3_ppo_variants.runs import RunOptions, write_run
+from sb3_ppo_variants.safe_yaml import load_yaml
 
 if TYPE_CHECKING:
     import optuna
@@ -97,22 +98,6 @@ def configured_tasks(algo: str) -> list[str]:
     return re.findall(r"^([\w./-]+):", config_text(algo), re.MULTILINE)
 
 
-def check_names(what: str, names: Iterable[object], allowed: Collection[str], *, list_allowed: bool = True) -> None:
-    """Check that every name is an allowed one.
-
-    :param what: what the names are, for the message
-    :param list_allowed: whether the message lists the allowed names besides the nearest one
-    :raises ValueError: for the first name that is not
-    """
-    for name in names:
-        if name in allowed:
-            continue
-        nearest = difflib.get_close_matches(str(name), allowed, n=1)
-        hint = f", did you mean {nearest[0]!r}?" if nearest else ""
-        choices = f" (allowed: {', '.join(sorted(allowed)) or 'none'})" if list_allowed else ""
-        raise ValueError(f"unknown {what} {name!r}{hint}{choices}")
-
-
 # ------------------------------------------------------------------ settings: what a config may say
 
 
@@ -122,19 +107,41 @@ def read_hyperparams(algorithm: type, hyperparams: Mapping[str, Any]) -> dict[st
     :param algorithm: the algorithm's class
     :param hyperparams: keys of the constructor and of rl_zoo3, as read from YAML or given with ``-params``
     :return: a copy in which schedules and activation functions are objects
-    :raises ValueError: for an unknown or a missing key, or a form that cannot be read; names it
+    :raises ValueError: for an unknown or a missing key, a form that cannot be read, or a value of a wrong type or out
+        of its range; names it
     """
     parameters = inspect.signature(algorithm).parameters
     check_names("config key", hyperparams, {*parameters, *ZOO_KEYS, VEC_ENV_KEY} - COMMAND_LINE_KEYS)
+    _check_required(hyperparams)
+    settings = {name: _read_setting(name, deepcopy(value), parameters) for name, value in hyperparams.items()}
+    settings = schema.read_zoo_settings(settings, expressions=False)
+    schema.check_policy(algorithm, settings["policy"])
+    if settings.get("policy_kwargs") is not None:
+        settings["policy_kwargs"] = read_policy_kwargs(algorithm, settings["policy"], settings["policy_kwargs"])
+    schema.check_algorithm_settings(algorithm, settings)
+    return settings
+
+
+def read_settings_of_others(algorithm: Any, hyperparams: Mapping[str, Any]) -> dict[str, Any]:
+    """Check the settings of one task for one of rl_zoo3's own algorithms, and read the text in them as data.
+
+    :param algorithm: the algorithm's class
+    :param hyperparams: keys of the constructor and of rl_zoo3
+    :return: a copy in which rl_zoo3 finds nothing to evaluate
+    :raises ValueError: as :func:`read_hyperparams`, but the constructor's own arguments go unchecked
+    """
+    allowed = {*inspect.signature(algorithm).parameters, *ZOO_KEYS, *NOISE_KEYS} - COMMAND_LINE_KEYS
+    check_names("config key", hyperparams, allowed)
+    _check_required(hyperparams)
+    settings = schema.read_zoo_settings(deepcopy(dict(hyperparams)), expressions=True)
+    schema.check_policy(algorithm, settings["policy"])
+    return settings
+
+
+def _check_required(hyperparams: Mapping[str, Any]) -> None:
     for key in REQUIRED_KEYS:
         if key not in hyperparams:
             raise ValueError(f"the settings lack {key!r}; rl_zoo3 needs {' and '.join(REQUIRED_KEYS)}")
-    for key in ("n_timesteps", "n_envs"):
-        require(key, _read_setting(key, hyperparams.get(key, 1), parameters), "a number >= 1", lambda value: value >= 1)
-    settings = {name: _read_setting(name, deepcopy(value), parameters) for name, value in hyperparams.items()}
-    if isinstance(settings.get("policy_kwargs"), Mapping):
-        settings["policy_kwargs"] = read_policy_kwargs(algorithm, settings["policy"], settings["policy_kwargs"])
-    return settings
 
 
 def _read_setting(name: str, value: Any, parameters: Mapping[str, inspect.Parameter]) -> Any:
@@ -143,7 +150,7 @@ def _read_setting(name: str, value: Any, parameters: Mapping[str, inspect.Parame
     if isinstance(value, Mapping) and "schedule" in value:
         scheduled = [key for key, parameter in parameters.items() if _takes_schedule(parameter)]
         raise ValueError(f"{name} takes no schedule; those that do: {', '.join(scheduled)}")
-    if isinstance(value, str) and (name == "n_timesteps" or "float" in _annotation(parameters.get(name))):
+    if isinstance(value, str) and "float" in _annotation(parameters.get(name)):
         with suppress(ValueError):  # no number: the constructor says what it wants
             return float(value)  # YAML 1.1 reads `1e-3`, without a dot, as a string
     return value
@@ -171,8 +178,11 @@ def read_schedule(name: str, value: Any) -> Any:
             line = {"end_fraction": 1.0, **value}
             if line.pop("schedule", None) != "linear" or set(line) != {"start", "end", "end_fraction"}:
                 raise ValueError
-            return LinearSchedule(**{key: float(number) for key, number in line.items()})
-    except (TypeError, ValueError):
+            numbers = {key: float(number) for key, number in line.items()}
+            if not 0 < numbers["end_fraction"] <= 1:
+                raise ValueError
+            return LinearSchedule(**numbers)
+    except (OverflowError, TypeError, ValueError):
         raise ValueError(f"{name} must be {SCHEDULE_FORMS}; got {value!r}") from None
     return value
 
@@ -184,24 +194,6 @@ def _is_module(name: str) -> bool:
         return False
 
 
-def check_yaml(path: Path) -> None:
-    """Check that a config is YAML and holds settings for each of its tasks.
-
-    :raises ValueError: if it does not; names the place
-    """
-    import yaml
-
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is not YAML: {error}") from None
-    if not isinstance(config, Mapping):
-        raise ValueError(f"{path} must be a mapping from tasks to their settings; got {config!r}")
-    for task, settings in config.items():
-        if not isinstance(settings, Mapping):
-            raise ValueError(f"{task} in {path} must be a mapping of settings; got {settings!r}")
-
-
 def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """Check the policy's arguments and replace the name of an activation function by its class.
 
@@ -211,14 +203,13 @@ def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, 
     """
     from torch import nn
 
-    if policy in algorithm.policy_aliases:
-        allowed = inspect.signature(algorithm.policy_aliases[policy]).parameters
-        check_names("policy_kwargs key", policy_kwargs, set(allowed) - POLICY_KEYS_OF_SB3)
     arguments = dict(policy_kwargs)
     activation = arguments.get("activation_fn")
     if isinstance(activation, str):
         check_names("activation_fn", [activation], ACTIVATIONS)
         arguments["activation_fn"] = getattr(nn, ACTIVATIONS[activation])
+    if policy in algorithm.policy_aliases:
+        schema.check_arguments("policy_kwargs", arguments, algorithm.policy_aliases[policy], POLICY_KEYS_OF_SB3)
     return arguments
 
 
@@ -238,7 +229,7 @@ class _OurExperiments(ExperimentManager):
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
         self._on_ray = False
-        self._shows_bar = self._interrupted = self._goes_on = False
+        self._shows_bar = self._goes_on = False
         options = self.run_options
         if options is not None and options.folder is not None:
             self.save_path = str(options.folder)
@@ -310,7 +301,7 @@ class _OurExperiments(ExperimentManager):
         if not Path(self.config).is_file() and not _is_module(self.config):
             raise ValueError(f"there is no config file {self.config}")
         if self.config.endswith((".yml", ".yaml")):
-            check_yaml(Path(self.config))
+            schema.check_settings_file(Path(self.config))
         if self.storage and self.study_name and self.trial_id == 0:
             trial = self.load_trial(self.storage, self.study_name, self.trial_id)
             self.custom_hyperparams = {**trial, **(self.custom_hyperparams or {})}
@@ -346,27 +337,23 @@ class _OurExperiments(ExperimentManager):
             )
         except BaseException as error:
             print(f"Stopped at {model.num_timesteps} timesteps. To go on: ppo-variants train --resume {self.save_path}")
-            # As with rl_zoo3, Ctrl-C still saves the model.
-            self._interrupted = isinstance(error, KeyboardInterrupt)
-            if not self._interrupted:
+            if not isinstance(error, KeyboardInterrupt):  # after which rl_zoo3 saves the model
                 raise
         finally:
             with suppress(EOFError):
                 model.env.close()
 
-    def save_trained_model(self, model: Any) -> None:
-        """As rl_zoo3's; after Ctrl-C the program ends as one that was interrupted."""
-        super().save_trained_model(model)
-        if self._interrupted:
-            raise KeyboardInterrupt
-
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
-        """As rl_zoo3's, for our algorithms with every key checked and with the forms it does not know."""
+        """As rl_zoo3's, with every key checked, nothing left to evaluate, and for our algorithms the forms of ours."""
+        import rl_zoo3
+
+        algorithm = rl_zoo3.ALGOS[self.algo]
         if self.algo not in ALGORITHMS:
-            self._check_overrides()
-            return super()._preprocess_hyperparams(hyperparams)
-        algorithm = getattr(sb3_ppo_variants, ALGORITHMS[self.algo])
+            settings = read_settings_of_others(algorithm, hyperparams)
+            schema.check_classes(settings)
+            return super()._preprocess_hyperparams(settings)
         settings = read_hyperparams(algorithm, hyperparams)
+        schema.check_classes(settings)
         self._choose_vec_env(settings.pop(VEC_ENV_KEY, None))
         # rl_zoo3 refuses `null` and mappings where it expects a schedule, and wraps plain numbers, whose
         # range the constructor could then no longer check: it does not get to see them.
@@ -377,14 +364,6 @@ class _OurExperiments(ExperimentManager):
         }
         processed, *others = super()._preprocess_hyperparams(settings)
         return {**processed, **scheduled}, *others
-
-    def _check_overrides(self) -> None:
-        """Check the names given with ``-params`` for one of rl_zoo3's own algorithms."""
-        import rl_zoo3
-
-        constructor = inspect.signature(rl_zoo3.ALGOS[self.algo]).parameters
-        allowed = {*constructor, *ZOO_KEYS, *NOISE_KEYS} - COMMAND_LINE_KEYS
-        check_names("config key", self.custom_hyperparams or {}, allowed)
 
     def _choose_vec_env(self, choice: str | Mapping[str, Any] | None) -> None:
         if choice is None:
@@ -476,7 +455,7 @@ def read_literal(text: str) -> Any:
     """A Python literal (number, string, None, True, list, dict, …), or the text itself where it is none."""
     try:
         return ast.literal_eval(text)
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last three: of `{[]: 1}`, `[[[[…`
         return text
 
 
@@ -509,6 +488,33 @@ def register() -> None:
     for script in (rl_zoo3.train, rl_zoo3.enjoy):
         vars(script).update(ExperimentManager=manager, StoreDict=_WordsAndLiterals)
     vars(rl_zoo3.utils).update(StoreDict=_WordsAndLiterals)  # where record_video will find it
+    for script in (rl_zoo3.enjoy, rl_zoo3.exp_manager, rl_zoo3.utils):
+        vars(script).update(yaml=_SafeYaml())
+
+
+class _SafeYaml(ModuleType):
+    """Takes the place of the module ``yaml`` in rl_zoo3: all that is PyYAML's, but files are read as data."""
+
+    def __init__(self) -> None:
+        import yaml
+
+        super().__init__("yaml")
+        self._pyyaml = yaml
+        self.__spec__ = yaml.__spec__  # where `importlib.util.find_spec` looks first
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._pyyaml, name)
+
+    def load(self, stream: Any, Loader: Any) -> Any:  # noqa: N803  # PyYAML's name
+        """As PyYAML's; rl_zoo3 names the unsafe loader, and only for the files of a run."""
+        if Loader is self._pyyaml.UnsafeLoader:
+            return schema.read_run_file(Path(stream.name))
+        return self._pyyaml.load(stream, Loader=Loader)
+
+    @staticmethod
+    def safe_load(stream: Any) -> Any:
+        """As PyYAML's, which rl_zoo3 reads configs with; duplicate keys and the like are refused."""
+        return load_yaml(Path(stream.name))
 
 
 def algorithm_names() -> list[str]:
@@ -553,8 +559,14 @@ def enjoy(program: str, arguments: list[str]) -> None:
 
 def record(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.record_video``, a script without a function, with these arguments."""
-    with _command_line(program, arguments):
-        runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+    import yaml
+
+    sys.modules["yaml"] = _SafeYaml()  # the script imports it anew
+    try:
+        with _command_line(program, arguments):
+            runpy.run_module("rl_zoo3.record_video", run_name="__main__")
+    finally:
+        sys.modules["yaml"] = yaml
 
 
 def plot(program: str, arguments: list[str], picture: Path) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -122,7 +125,7 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
             r"unknown config key 'clip_range'.* \(allowed: .*gamma",
         ),
         (["train", "-n", "0"], "--n-timesteps must be an integer >= 1; got 0$"),
-        (["train", "-params", "n_envs:0"], "n_envs must be a number >= 1; got 0$"),
+        (["train", "-params", "n_envs:0"], "n_envs must be an integer >= 1; got 0$"),
         (["train", "--conf-file", "nowhere"], "there is no config file nowhere$"),
         (["train", "-params", "clip_rang:0.1"], r"unknown config key 'clip_rang', did you mean 'clip_range'\?"),
         (["train", "-conf", "nowhere.yml"], "there is no config file nowhere.yml"),
@@ -232,7 +235,7 @@ def test_a_plot_shows_a_short_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("flags", "shown"), [([], True), (["--no-progress"], False)])
 def test_the_progress_bar_is_on_unless_refused(flags: list[str], shown: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     handed: list[list[str]] = []
-    monkeypatch.setattr(zoo, "train", lambda _program, arguments: handed.append(arguments))
+    monkeypatch.setattr(zoo, "train", lambda _program, arguments, _options: handed.append(arguments))
     assert cli.main(["train", *flags]) == 0
     assert ("--progress" in handed[0]) == shown
     assert "--no-progress" not in handed[0]
@@ -261,6 +264,83 @@ def test_ctrl_c_saves_the_agent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PPOClipPaper, "train", train)
     assert cli.main(["train", *SHORT_TRAINING]) == 0
     assert Path("logs/ppo_clip_paper/CartPole-v1_1/CartPole-v1.zip").is_file()
+
+
+RUN = "logs/ppo_clip_paper/CartPole-v1_1"
+
+
+def rows(name: str) -> list[str]:
+    return Path(RUN, name).read_text().splitlines()
+
+
+def test_a_killed_run_is_resumed_and_extended(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As if it had not been: the monitors' files and `progress.csv` are those of an unbroken run."""
+    flags = ["--env", "CartPole-v1", "--seed", "3", "--eval-freq", "-1", "--no-progress"]
+    assert cli.main(["train", *flags, "-n", "3072"]) == 0
+    unbroken = {path.name: path.read_text().splitlines()[2:] for path in Path(RUN).glob("*monitor.csv")}
+    unbroken_returns = {name: [row.split(",")[:2] for row in each] for name, each in unbroken.items()}
+    shutil.rmtree("logs")
+
+    train = PPOClipPaper.train
+
+    def dies_in_the_third_iteration(self: PPOClipPaper) -> None:
+        if self.n_iterations == 2:
+            raise MemoryError("no memory")
+        train(self)
+
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(PPOClipPaper, "train", dies_in_the_third_iteration)
+        cli.main(["train", *flags, "-n", "3072"])
+    assert f"To go on: ppo-variants train --resume {RUN}" in capsys.readouterr().out
+
+    assert cli.main(["train", "--resume", RUN, "--no-progress"]) == 0
+    assert "Resumed at 2048 of 3072 timesteps" in capsys.readouterr().out
+    assert [path.name for path in Path("logs/ppo_clip_paper").iterdir()] == ["CartPole-v1_1"]
+    assert len(rows("progress.csv")) == 1 + 3
+    # CartPole's episodes do not end with the rollouts: those under way began again, the ones before are the same.
+    for name, returns in unbroken_returns.items():
+        resumed = [row.split(",")[:2] for row in rows(name)[2:]]
+        total = sum(int(length) for _, length in resumed)
+        assert total <= 3072 // 8
+        ends = itertools.accumulate(int(length) for _, length in returns)
+        before = [pair for pair, end in zip(returns, ends, strict=True) if end <= 2048 // 8]
+        assert resumed[: len(before)] == before
+
+    assert cli.main(["train", "--resume", RUN, "--until", "4096", "--no-progress"]) == 0
+    assert "Resumed at 3072 of 4096 timesteps" in capsys.readouterr().out
+    assert len(rows("progress.csv")) == 1 + 4
+    assert Path(RUN, "CartPole-v1.zip").is_file()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--resume", "nowhere"], "--resume must name the folder of a run, which has a run.json; got nowhere"),
+        (["--until", "5"], "--until goes with --resume"),
+        (["--stretch-schedules"], "--stretch-schedules goes with --resume"),
+        (["--resume", "run", "--until", "0"], "--until must be an integer >= 1"),
+        (["--bundle-interval", "-1"], "--bundle-interval must be a number of seconds >= 0"),
+        (["--resume", "run", "--seed", "3"], "--seed cannot be given with --resume"),
+        (["--resume", "torn"], "torn/run.json cannot be read"),
+        (["--resume", "foreign"], "foreign/run.json is none of a sb3-ppo-variants run, version 1"),
+        (["--resume", "odd"], "'arguments' in odd/run.json must be a list of strings"),
+    ],
+)
+def test_what_cannot_be_resumed_is_said(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    known = {"format": "sb3-ppo-variants run", "version": 1, "arguments": [], "settings": None}
+    contents = {
+        "run": json.dumps(known),
+        "torn": json.dumps(known)[:20],
+        "foreign": json.dumps({"format": "another"}),
+        "odd": json.dumps({**known, "arguments": [3]}),
+    }
+    for name, text in contents.items():
+        Path(name).mkdir()
+        Path(name, "run.json").write_text(text)
+    assert cli.main(["train", *flags]) == 2
+    assert message in only_error_line(capsys)
 
 
 def test_ctrl_c_elsewhere_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -184,6 +184,8 @@ def test_plain_values_stay_as_they_are(written: Any) -> None:
         {"schedule": "linear", "start": 1},
         {"schedule": "linear", "start": 1, "end": None},
         {"schedule": "linear", "start": 1, "end": 0, "stop": 0},
+        {"schedule": "linear", "start": 1, "end": 0, "end_fraction": 0},
+        {"schedule": "linear", "start": 1, "end": 0, "end_fraction": float("nan")},
         {"start": 1, "end": 0},
     ],
 )
@@ -258,7 +260,8 @@ def test_the_adaptive_kl_algorithm_takes_its_own_keys_and_clip_ppo_does_not() ->
 
 @pytest.mark.parametrize("name", sorted(set(inspect.signature(PPOClipPaper).parameters) - zoo.COMMAND_LINE_KEYS))
 def test_every_other_argument_of_the_constructor_is_a_key(name: str) -> None:
-    assert name in zoo.read_hyperparams(PPOClipPaper, {**NEEDED, name: NEEDED.get(name)})
+    default = inspect.signature(PPOClipPaper).parameters[name].default
+    assert name in zoo.read_hyperparams(PPOClipPaper, {**NEEDED, name: NEEDED.get(name, default)})
 
 
 @pytest.mark.parametrize(
@@ -278,8 +281,8 @@ def test_wrong_settings(settings: dict[str, Any], message: str) -> None:
 
 
 def test_a_setup_that_fails_leaves_no_run_behind(build: Factory, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="clip_range"):
-        build(hyperparams={"clip_range": -0.1})
+    with pytest.raises(ValueError, match="log_std_schedule"):  # which only the task's actions tell
+        build(hyperparams={"log_std_schedule": -0.1})
     assert not list((tmp_path / "logs" / "ppo_clip_paper").iterdir())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -105,13 +106,14 @@ class Interrupt(BaseCallback):
         super().__init__()
         self.iterations = iterations
         self.error = error
-        self._left = iter([*range(iterations + 1)])  # no plain attribute: not kept in bundles
+        self._rollouts = itertools.count()  # no plain attribute: not kept in bundles
+        self._last = False
 
     def _on_rollout_start(self) -> None:
-        next(self._left)
+        self._last = next(self._rollouts) == self.iterations
 
     def _on_step(self) -> bool:
-        if self._left.__length_hint__() == 0 and self.num_timesteps % ITERATION >= ITERATION // 2:
+        if self._last and self.num_timesteps % ITERATION >= ITERATION // 2:
             raise self.error("stopped by the test")
         return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import textwrap
 import time
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -127,9 +129,13 @@ def test_iterations_are_logged_at_the_same_interval(tmp_path: Path) -> None:
     assert [row["time/iterations"] for row in progress(tmp_path / "resumed")] == ["3"]
 
 
-def test_tensorboard_goes_on_in_the_same_folder(tmp_path: Path) -> None:
+def test_tensorboard_goes_on_in_the_same_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+    # Files of events are read in the order of their names, which tell the second.
+    seconds = itertools.count(1_800_000_000)
+    clock = SimpleNamespace(time=lambda: next(seconds))
+    monkeypatch.setattr("tensorboard.summary.writer.event_file_writer.time", clock)
     scalars = []
     for name, times in (("unbroken", 0), ("resumed", 2)):
         interrupted(tmp_path / name, 3 * ITERATION, times, tensorboard_log=str(tmp_path / name / "tb"))
