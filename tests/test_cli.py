@@ -290,9 +290,10 @@ def test_a_killed_run_is_resumed_and_extended(
             raise MemoryError("no memory")
         train(self)
 
-    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+    with monkeypatch.context() as patch:
         patch.setattr(PPOClipPaper, "train", dies_in_the_third_iteration)
-        cli.main(["train", *flags, "-n", "3072"])
+        with pytest.raises(MemoryError):
+            cli.main(["train", *flags, "-n", "3072"])
     assert f"To go on: ppo-variants train --resume {RUN}" in capsys.readouterr().out
 
     assert cli.main(["train", "--resume", RUN, "--no-progress"]) == 0

@@ -1,0 +1,183 @@
+"""Environments tell how their episodes began, and begin them again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium import spaces
+from stable_baselines3.common.envs import IdentityEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
+
+import sb3_ppo_variants.envs  # noqa: F401  # registers the tasks
+from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper
+from sb3_ppo_variants.resume import state as run_state
+from sb3_ppo_variants.resume.names import bundle_paths
+from sb3_ppo_variants.vec_env import record_episodes
+from tests.resume.runs import moments, scramble, weights
+
+HUMANOIDS = ["RoboschoolHumanoid-v1", "RoboschoolHumanoidFlagrun-v1", "RoboschoolHumanoidFlagrunHarder-v1"]
+
+
+def episode(env: gym.Env, n_steps: int) -> list[Any]:
+    actions = np.random.default_rng(0).uniform(-1, 1, (n_steps, *env.action_space.shape))  # type: ignore[misc]
+    return [env.step(action.astype(np.float32))[0].tolist() for action in actions]
+
+
+@pytest.mark.parametrize("task", HUMANOIDS)
+def test_a_humanoid_begins_the_same_episode_again(task: str) -> None:
+    first, second = record_episodes(gym.make(task)), record_episodes(gym.make(task))
+    first.reset(seed=3)
+    for _ in range(3):
+        first.reset()
+    start = first.resume_start()  # type: ignore[attr-defined]
+    steps = episode(first, 20)
+    assert first.resume_start() == start  # type: ignore[attr-defined]
+    after = first.reset()[0].tolist()
+
+    second.reset(seed=9)
+    second.resume_from(start)  # type: ignore[attr-defined]
+    second.reset()
+    assert episode(second, 20) == steps
+    assert second.reset()[0].tolist() == after
+    first.close()
+    second.close()
+
+
+def test_the_curriculum_goes_back_to_the_beginning_of_the_episode() -> None:
+    envs = [record_episodes(gym.make(HUMANOIDS[2], success_steps=3)) for _ in range(2)]
+    for env in envs:
+        env.reset(seed=3)
+    episode(envs[0], 5)
+    envs[0].reset()
+    memory = envs[0].unwrapped.curriculum.outcomes()  # type: ignore[attr-defined]
+    assert sum(map(sum, memory)) == 1
+    start = envs[0].resume_start()  # type: ignore[attr-defined]
+    episode(envs[0], 5)
+    assert sum(map(sum, envs[0].unwrapped.curriculum.outcomes())) == 2  # type: ignore[attr-defined]
+
+    envs[1].resume_from(start)  # type: ignore[attr-defined]
+    envs[1].reset()
+    assert envs[1].unwrapped.curriculum.outcomes() == memory  # type: ignore[attr-defined]
+    for env in envs:
+        env.close()
+
+
+def test_a_curriculum_of_other_tasks_is_refused() -> None:
+    env = gym.make(HUMANOIDS[2])
+    with pytest.raises(ValueError, match="outcomes must be of 3 tasks; got 2"):
+        env.unwrapped.set_resume_state([[True], []])  # type: ignore[attr-defined]
+    env.close()
+
+
+def test_seeds_and_options_of_a_reset_are_repeated() -> None:
+    class Optional(gym.Env):
+        observation_space = spaces.Box(-9, 9, (1,))
+        action_space = spaces.Discrete(2)
+        seen: list[Any]
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            super().reset(seed=seed)
+            self.seen = [seed, options]
+            return self.np_random.normal(size=1).astype(np.float32), {}
+
+    first, second = record_episodes(Optional()), record_episodes(Optional())
+    observation = first.reset(seed=4, options={"level": 2})[0]
+    second.resume_from(first.resume_start())  # type: ignore[attr-defined]
+    assert second.reset()[0] == observation
+    assert second.seen == [4, {"level": 2}]  # type: ignore[attr-defined]
+
+
+def test_environments_that_draw_from_their_spaces(tmp_path: Path) -> None:
+    """SB3's identity environments do."""
+
+    def make() -> PPOClipPaper:
+        env = DummyVecEnv([lambda: IdentityEnv(dim=3, ep_length=8)] * 2)
+        for index, each in enumerate(env.envs):
+            each.action_space.seed(index)
+        return PPOClipPaper("MlpPolicy", env, n_steps=16, batch_size=32, seed=1)
+
+    unbroken = make().learn(160, run_folder=tmp_path / "a")
+    make().learn(64, run_folder=tmp_path / "b")
+    scramble()
+    resumed = make().learn(160, run_folder=tmp_path / "b", resume=True)
+    assert np.array_equal(weights(unbroken), weights(resumed))
+
+
+def test_another_environment_is_refused() -> None:
+    told = record_episodes(gym.make(HUMANOIDS[2]))
+    told.reset(seed=1)
+    other = record_episodes(gym.make("CartPole-v1"))
+    other.resume_from(told.resume_start())  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="is another environment than that of the bundle"):
+        other.reset()
+    told.close()
+
+
+def test_recording_leaves_the_environment_as_it_is() -> None:
+    env = Monitor(gym.make("CartPole-v1"))
+    assert record_episodes(env) is env
+    reset = env.reset
+    record_episodes(env)
+    assert env.reset == reset
+    other = gym.make("CartPole-v1")
+    assert np.array_equal(env.reset(seed=5)[0], other.reset(seed=5)[0])
+
+
+def test_times_of_monitors_go_on() -> None:
+    def make() -> Any:
+        with pytest.warns(UserWarning, match="already wrapped"):
+            return VecMonitor(DummyVecEnv([lambda: Monitor(gym.make("CartPole-v1"))]))
+
+    env = make()
+    run_state.prepare(env)
+    env.reset()
+    env.t_start -= 1000
+    env.venv.envs[0].t_start -= 500
+    env.venv.envs[0].total_steps = 77
+    other = make()
+    run_state.prepare(other)
+    run_state.set_environments(other, run_state.environments_of(env))
+    other.reset()
+    assert other.t_start == pytest.approx(env.t_start, abs=5)
+    assert other.venv.envs[0].t_start == pytest.approx(env.venv.envs[0].t_start, abs=5)
+    assert other.venv.envs[0].total_steps == 77
+    run_state.shift_clock(other, -300)
+    assert other.t_start == pytest.approx(env.t_start - 300, abs=5)
+    assert other.venv.envs[0].t_start == pytest.approx(env.venv.envs[0].t_start - 300, abs=5)
+
+
+def test_on_a_humanoid_all_but_the_episode_under_way_is_restored(tmp_path: Path) -> None:
+    def make() -> PPOAdaptiveKLPaper:
+        fns = [lambda: gym.make(HUMANOIDS[2]) for _ in range(2)]
+        env = VecNormalize(DummyVecEnv(fns))  # type: ignore[arg-type]
+        return PPOAdaptiveKLPaper(
+            "MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=1, stepsize_kl_target=0.01
+        )
+
+    first = make()
+    first.learn(256, run_folder=tmp_path)
+    scramble()
+    second = make()
+    second.learn(256, run_folder=tmp_path, resume=True)
+    assert np.array_equal(weights(first), weights(second))
+    assert np.array_equal(moments(first), moments(second))
+    assert (first.beta, first.stepsize_factor) == (second.beta, second.stepsize_factor)
+    one, other = first.env, second.env
+    assert isinstance(one, VecNormalize)
+    assert isinstance(other, VecNormalize)
+    assert np.array_equal(one.obs_rms.mean, other.obs_rms.mean)  # type: ignore[union-attr]
+    assert one.ret_rms.var == other.ret_rms.var
+    memories = [
+        [env.curriculum.outcomes() for env in venv.get_attr("unwrapped")] for venv in (one.unwrapped, other.unwrapped)
+    ]
+    starts = one.env_method("resume_start")
+    assert starts == other.env_method("resume_start")
+    assert len(memories[0]) == 2
+    assert len(bundle_paths(tmp_path)) == 2
+    one.close()
+    other.close()
