@@ -28,6 +28,10 @@ def episode(env: gym.Env, n_steps: int) -> list[Any]:
     return [env.step(action.astype(np.float32))[0].tolist() for action in actions]
 
 
+def n_successes(env: gym.Env) -> int:
+    return sum(each.count(True) for each in env.unwrapped.curriculum.outcomes())  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("task", HUMANOIDS)
 def test_a_humanoid_begins_the_same_episode_again(task: str) -> None:
     first, second = record_episodes(gym.make(task)), record_episodes(gym.make(task))
@@ -55,10 +59,10 @@ def test_the_curriculum_goes_back_to_the_beginning_of_the_episode() -> None:
     episode(envs[0], 5)
     envs[0].reset()
     memory = envs[0].unwrapped.curriculum.outcomes()  # type: ignore[attr-defined]
-    assert sum(map(sum, memory)) == 1
+    assert sum(each.count(True) for each in memory) == 1
     start = envs[0].resume_start()  # type: ignore[attr-defined]
     episode(envs[0], 5)
-    assert sum(map(sum, envs[0].unwrapped.curriculum.outcomes())) == 2  # type: ignore[attr-defined]
+    assert n_successes(envs[0]) == 2
 
     envs[1].resume_from(start)  # type: ignore[attr-defined]
     envs[1].reset()
@@ -154,7 +158,7 @@ def test_times_of_monitors_go_on() -> None:
 def test_on_a_humanoid_all_but_the_episode_under_way_is_restored(tmp_path: Path) -> None:
     def make() -> PPOAdaptiveKLPaper:
         fns = [lambda: gym.make(HUMANOIDS[2]) for _ in range(2)]
-        env = VecNormalize(DummyVecEnv(fns))  # type: ignore[arg-type]
+        env = VecNormalize(DummyVecEnv(fns))
         return PPOAdaptiveKLPaper(
             "MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=1, stepsize_kl_target=0.01
         )
@@ -167,17 +171,12 @@ def test_on_a_humanoid_all_but_the_episode_under_way_is_restored(tmp_path: Path)
     assert np.array_equal(weights(first), weights(second))
     assert np.array_equal(moments(first), moments(second))
     assert (first.beta, first.stepsize_factor) == (second.beta, second.stepsize_factor)
-    one, other = first.env, second.env
-    assert isinstance(one, VecNormalize)
-    assert isinstance(other, VecNormalize)
-    assert np.array_equal(one.obs_rms.mean, other.obs_rms.mean)  # type: ignore[union-attr]
+    one: Any = first.env
+    other: Any = second.env
+    assert np.array_equal(one.obs_rms.mean, other.obs_rms.mean)
     assert one.ret_rms.var == other.ret_rms.var
-    memories = [
-        [env.curriculum.outcomes() for env in venv.get_attr("unwrapped")] for venv in (one.unwrapped, other.unwrapped)
-    ]
     starts = one.env_method("resume_start")
     assert starts == other.env_method("resume_start")
-    assert len(memories[0]) == 2
     assert len(bundle_paths(tmp_path)) == 2
     one.close()
     other.close()

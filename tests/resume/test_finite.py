@@ -50,7 +50,7 @@ class Faulty(gym.Env):
 
 
 def make(fault: str, value: float, *, normalize: bool, as_dict: bool = False, algorithm: Any = PPOClipPaper) -> Any:
-    fns = [lambda index=index: Faulty(fault if index == 2 else "", value, as_dict) for index in range(3)]
+    fns: list[Any] = [lambda index=index: Faulty(fault if index == 2 else "", value, as_dict) for index in range(3)]
     env: Any = DummyVecEnv(fns)
     if normalize:
         env = VecNormalize(env, norm_obs_keys=["place"] if as_dict else None)

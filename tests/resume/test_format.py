@@ -45,9 +45,7 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, np.ndarray):
         return one.dtype == other.dtype and one.shape == other.shape and one.tobytes() == other.tobytes()
     if isinstance(one, float):
-        return type(other) is float and (
-            (math.isnan(one) and math.isnan(other)) or (one, str(one)) == (other, str(other))
-        )
+        return type(other) is float and str(one) == str(other)
     return type(one) is type(other) and one == other
 
 
