@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.files import atomic_write, atomic_write_all
 
 
 def test_a_file_is_written_and_replaced(tmp_path: Path) -> None:
@@ -74,3 +74,30 @@ def test_a_disk_that_cannot_sync_folders_is_no_failure(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "fsync", only_files)
     atomic_write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
+
+
+@pytest.mark.parametrize("links", [True, False])
+@pytest.mark.parametrize("failing", [0, 1, 2])
+def test_files_that_belong_together_change_together(
+    failing: int, links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.replace, iter(range(9))
+
+    def fail_once(*arguments: Any) -> None:
+        if next(calls) == failing:
+            raise OSError(5, "Input/output error")
+        real(*arguments)
+
+    def no_links(*_: Any) -> None:
+        raise OSError(1, "Operation not permitted")
+
+    (tmp_path / "a").write_bytes(b"old")
+    (tmp_path / "b").write_bytes(b"old")
+    monkeypatch.setattr(os, "replace", fail_once)
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    with pytest.raises(OSError, match="Input/output"):
+        atomic_write_all({tmp_path / name: b"new" for name in "abc"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"old", "b": b"old"}
+    atomic_write_all({tmp_path / name: b"new" for name in "abc"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("abc", b"new")
