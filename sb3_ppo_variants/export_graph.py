@@ -175,7 +175,7 @@ class _CategoryOutput(nn.Module):
 
 @contextmanager
 def _without_torchs_own_warnings() -> Iterator[None]:
-    """Silence what torch says about itself: that TorchScript is deprecated, and that its exporter uses old names."""
+    """Silence what torch says about itself: that TorchScript is deprecated, and how its exporter goes about it."""
     registration = logging.getLogger("torch.onnx._internal.exporter._registration")
     level = registration.level
     registration.setLevel(logging.ERROR)  # it warns that torchvision, which no policy uses, is not installed
@@ -183,6 +183,8 @@ def _without_torchs_own_warnings() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", r"`torch\.jit\.\w+` is deprecated", DeprecationWarning)
             warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            # The inputs of a Dict share one number of observations, as they should.
+            warnings.filterwarnings("ignore", r"# The axis name: batch will not be used", UserWarning)
             yield
     finally:
         registration.setLevel(level)

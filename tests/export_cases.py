@@ -140,7 +140,8 @@ def make_model(case: Case) -> Any:
     generator = th.Generator().manual_seed(1)
     with th.no_grad():
         for parameter in model.policy.parameters():
-            parameter += 0.3 * th.randn(parameter.shape, generator=generator)
+            fan_in = parameter[0].numel() if parameter.dim() > 1 else 4
+            parameter += 0.5 * th.randn(parameter.shape, generator=generator) / fan_in**0.5
     return model
 
 
