@@ -13,6 +13,7 @@ import os
 import platform
 import stat
 from collections.abc import Sequence
+from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -232,7 +233,7 @@ def _known_space(name: str, space: spaces.Space) -> spaces.Space:
                 f"{name} must be of Box, Discrete, MultiDiscrete, MultiBinary, or for observations a Dict of these; "
                 f"got {part}: flatten it in a wrapper, or {_INSTEAD}"
             )
-    return space
+    return deepcopy(space)  # building a network for images draws from its generator
 
 
 def _settings_of(policy: Any) -> PolicySettings:
