@@ -9,6 +9,7 @@ import importlib.util
 import io
 import logging
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -200,6 +201,16 @@ def to_torchscript(graph: ActionGraph) -> bytes:
     buffer = io.BytesIO()
     with th.no_grad(), _without_torchs_own_warnings():
         th.jit.save(th.jit.trace(graph, graph.examples(), check_trace=False), buffer)
+    return _without_debug_information(buffer)
+
+
+def _without_debug_information(script: io.BytesIO) -> bytes:
+    """The archive less its records of source lines, which hold the paths of this machine's files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(script) as old, zipfile.ZipFile(buffer, "w") as new:
+        for entry in old.infolist():
+            if not entry.filename.endswith(".debug_pkl"):
+                new.writestr(zipfile.ZipInfo(entry.filename), old.read(entry))
     return buffer.getvalue()
 
 

@@ -89,6 +89,8 @@ def test_an_export_acts_as_its_model(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`torch\.jit\.load` is deprecated", DeprecationWarning)
         script = th.jit.load(tmp_path / "policy.pt")
+    assert str(Path(export.__file__).parent).encode() not in (tmp_path / "policy.pt").read_bytes()
+    assert b"site-packages" not in (tmp_path / "policy.pt").read_bytes()
     for count in (1, 64):
         parts = [th.as_tensor(part[:count]) for part in inputs_of_graph(exported, raw)]
         assert_same_actions(script(*parts).detach().numpy(), expected[:count])
