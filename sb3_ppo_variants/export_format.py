@@ -227,11 +227,11 @@ def parse(data: bytes) -> Any:
 
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ExportError(f"{DESCRIPTION_FILE} repeats the field {_shown(twice)}")
+    content: dict[str, Any] = {}
+    for name, value in pairs:
+        if name in content:
+            raise ExportError(f"{DESCRIPTION_FILE} repeats the field {_shown(name)}")
+        content[name] = value
     return content
 
 

@@ -524,6 +524,7 @@ def test_another_description_is_refused_by_its_field(field: str, value: Any, mes
         (b'{"format": Infinity}', "policy.json holds Infinity"),
         (b"1" * 5000, "policy.json is not JSON: Exceeds the limit"),
         (b'{"format": 1, "format": 2}', "policy.json repeats the field 'format'"),
+        (json.dumps({str(n): n for n in range(50_000)}).encode()[:-1] + b', "49999": 0}', "repeats the field '49999'"),
         (b'{"format": "\xff"}', "policy.json is not JSON: 'utf-8'"),
         (b"null", "policy.json is not the description of a policy"),
         (b"[]", "policy.json is not the description of a policy"),
