@@ -81,7 +81,7 @@ CASES: dict[str, Case] = {
     "multibinary": Case(actions=spaces.MultiBinary(3)),
     "from discrete": Case(spaces.Discrete(7), spaces.Discrete(2)),
     "from multidiscrete": Case(spaces.MultiDiscrete([3, 5]), spaces.MultiDiscrete([2])),
-    "from multibinary": Case(spaces.MultiBinary(6), spaces.MultiBinary(1)),
+    "from multibinary": Case(spaces.MultiBinary((2, 3)), spaces.MultiBinary(3)),
     "image": Case(IMAGE, spaces.Discrete(3), "CnnPolicy", policy_kwargs=SMALL_IMAGE),
     "image, two extractors": Case(
         IMAGE, ACTION, "CnnPolicy", policy_kwargs={**SMALL_IMAGE, "share_features_extractor": False}
@@ -92,7 +92,7 @@ CASES: dict[str, Case] = {
         "CnnPolicy",
         policy_kwargs={**SMALL_IMAGE, "normalize_images": False, "net_arch": [4]},
     ),
-    "flattened image": Case(IMAGE, spaces.Discrete(2), policy_kwargs={"net_arch": [4]}),
+    "flattened image": Case(IMAGE, ACTION, policy_kwargs={"net_arch": [4]}),
     "dict": Case(DICT, ACTION, "MultiInputPolicy", policy_kwargs=SMALL_DICT),
     "relu, other nets": Case(
         policy_kwargs={"activation_fn": nn.ReLU, "net_arch": {"pi": [5], "vf": []}, "ortho_init": False}
