@@ -13,6 +13,10 @@ from typing import TYPE_CHECKING, Any
 from sb3_ppo_variants.envs import register_envs
 
 if TYPE_CHECKING:
+    from sb3_ppo_variants.export import ExportedPolicy as ExportedPolicy
+    from sb3_ppo_variants.export import ExportError as ExportError
+    from sb3_ppo_variants.export import export_policy as export_policy
+    from sb3_ppo_variants.export import load_policy as load_policy
     from sb3_ppo_variants.on_policy import Minibatch as Minibatch
     from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm as PaperOnPolicyAlgorithm
     from sb3_ppo_variants.ppo_clip import PPOClipPaper as PPOClipPaper
@@ -33,6 +37,10 @@ ALGORITHMS = {
 }
 
 _MODULE_OF = {
+    "ExportError": "export",
+    "ExportedPolicy": "export",
+    "export_policy": "export",
+    "load_policy": "export",
     "Minibatch": "on_policy",
     "PaperOnPolicyAlgorithm": "on_policy",
     "PPOClipPaper": "ppo_clip",

@@ -229,10 +229,18 @@ def demo(argv: list[str]) -> int:
     return run_demo(argv)
 
 
+def export(arguments: list[str]) -> int:
+    """Export a trained run as files that run no code; opens its zip and pickle, which do."""
+    from sb3_ppo_variants.export_command import main as run_export
+
+    return run_export(f"{PROGRAM} export", arguments, DEFAULT_ALGO, DEFAULT_ENV, DEFAULT_FOLDER)
+
+
 # ------------------------------------------------------------------ the command line
 
 SUMMARIES = {
     **{name: command.summary for name, command in COMMANDS.items()},
+    "export": "export a trained agent as files that run no code (opens its zip, which does)",
     "list": "show algorithms, tasks and configs",
     "demo": "train, evaluate, plot and film the humanoid in a few minutes",
 }
@@ -279,6 +287,8 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         argparse.ArgumentParser(f"{PROGRAM} list", description=SUMMARIES["list"]).parse_args(arguments)
         show_list()
         return 0
+    if command == "export":
+        return export(arguments)
     if any(_is_missing(module) for module in (DEMO_MODULES if command == "demo" else ZOO_MODULES)):
         print(f'{PROGRAM} {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"', file=sys.stderr)
         return WRONG_USAGE

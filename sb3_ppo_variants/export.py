@@ -1,0 +1,523 @@
+"""Policies as files that run no code: ``policy.json`` and ``policy.safetensors``, besides ONNX and TorchScript.
+
+SB3's zips, and VecNormalize's pickles, run whatever code is in them when they are opened. An exported policy is
+numbers and names alone, and :func:`load_policy` checks each before it uses it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import os
+import platform
+import stat
+from collections.abc import Sequence
+from copy import deepcopy
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from safetensors import SafetensorError, deserialize
+from safetensors.numpy import save as serialize
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import (
+    ActorCriticCnnPolicy,
+    ActorCriticPolicy,
+    MultiInputActorCriticPolicy,
+)
+from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
+from stable_baselines3.common.utils import get_device
+from stable_baselines3.common.vec_env import (
+    VecCheckNan,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    VecVideoRecorder,
+)
+from torch import nn
+
+import sb3_ppo_variants
+from sb3_ppo_variants import export_format as layout
+from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.distributions import FAMILIES
+from sb3_ppo_variants.export_format import Description, ExportError, NormalizerSettings, PolicySettings
+from sb3_ppo_variants.export_graph import ActionGraph, to_onnx, to_torchscript
+from sb3_ppo_variants.files import atomic_write_all
+
+__all__ = ["FORMATS", "ExportError", "ExportedPolicy", "export_policy", "load_policy"]
+
+FORMATS = ("safetensors", *layout.OPTIONAL_FILES)
+
+_POLICIES: dict[str, type[ActorCriticPolicy]] = {
+    "MlpPolicy": ActorCriticPolicy,
+    "CnnPolicy": ActorCriticCnnPolicy,
+    "MultiInputPolicy": MultiInputActorCriticPolicy,
+}
+_EXTRACTORS: dict[str, type[Any]] = {kind.__name__: kind for kind in (FlattenExtractor, NatureCNN, CombinedExtractor)}
+# Wrappers between VecNormalize and the model that leave observations alone, or that `predict` itself stands for.
+_TRANSPARENT = (VecTransposeImage, VecMonitor, VecCheckNan, VecVideoRecorder)
+_NUMPY_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8")}
+_INSTEAD = "save the model with model.save(), a zip that runs code when it is opened"
+# The header of the weights' file takes at most so many bytes, and so many more for each tensor.
+_HEADER_BYTES, _HEADER_BYTES_PER_TENSOR = 1 << 14, 1 << 11
+# Observations by which an export is compared with its model.
+_CHECKED_OBSERVATIONS = 8
+
+
+class ExportedPolicy:
+    """A policy loaded by :func:`load_policy`: what is needed to act, and nothing to train with.
+
+    :ivar policy: SB3's policy; it takes normalised observations
+    :ivar observation_space: as the model had it: images channel first
+    :ivar action_space: the environment's
+    :ivar algorithm: the class that trained it, a name only
+    :ivar versions: of the packages that wrote the export, by name
+    """
+
+    def __init__(self, policy: ActorCriticPolicy, description: Description, statistics: dict[str, np.ndarray]):
+        self.policy = policy
+        self.observation_space = description.observation_space
+        self.action_space = description.action_space
+        self.algorithm = description.algorithm
+        self.versions = description.versions
+        self._description = description
+        self._statistics: dict[str, tuple[np.ndarray, np.ndarray, float]] = {}
+        normalizer = description.normalizer
+        for suffix in description.normalized if normalizer else ():
+            assert normalizer is not None
+            mean, variance = (statistics[f"normalizer.{name}{suffix}"] for name in ("mean", "var"))
+            self._statistics[suffix[1:]] = (mean, variance + normalizer.epsilon, normalizer.clip_obs)
+
+    @property
+    def device(self) -> th.device:
+        """Where the policy computes."""
+        return self.policy.device
+
+    def normalize_obs(self, observation: Any) -> Any:
+        """What the policy sees of the environment's observation: normalised where the model had a VecNormalize."""
+        if "" in self._statistics and not isinstance(observation, tuple):  # a tuple is refused by `predict`
+            return _normalize(observation, *self._statistics[""])
+        if self._statistics and isinstance(observation, dict):
+            own = {key: _normalize(observation[key], *values) for key, values in self._statistics.items()}
+            return {**observation, **own}
+        return observation
+
+    def predict(
+        self,
+        observation: np.ndarray | dict[str, np.ndarray],
+        state: tuple[np.ndarray, ...] | None = None,
+        episode_start: np.ndarray | None = None,
+        deterministic: bool = False,
+    ) -> tuple[np.ndarray, tuple[np.ndarray, ...] | None]:
+        """The action for an observation or a batch of them, as SB3's ``predict``.
+
+        :param observation: as the environment gives it, not normalised: ``(*shape)`` or ``(B, *shape)``, or a dict
+            of such; images channel first or last
+        :param state: SB3's recurrent state; returned as it is
+        :param episode_start: ignored, as no policy here is recurrent
+        :param deterministic: whether to take the most likely action instead of sampling
+        :return: the action, ``(*action_shape)`` or ``(B, *action_shape)``, and ``state``
+        """
+        return self.policy.predict(self.normalize_obs(observation), state, episode_start, deterministic)
+
+    def graph(self) -> ActionGraph:
+        """:meth:`predict` with ``deterministic=True`` as a graph of tensors, for tracers of your own; on the CPU."""
+        policy = _rebuild(self._description, self.policy.state_dict())
+        graph = ActionGraph(policy, self.action_space, self._description.clip_actions, self._statistics)
+        return graph.eval()
+
+    def __repr__(self) -> str:
+        spaces_ = f"observation_space={self.observation_space}, action_space={self.action_space}"
+        return f"{type(self).__name__}({self.algorithm}, {spaces_}, device={self.device})"
+
+
+def _normalize(observation: np.ndarray, mean: np.ndarray, variance: np.ndarray, limit: float) -> np.ndarray:
+    """As VecNormalize's arithmetic, bit for bit."""
+    return np.clip((observation - mean) / np.sqrt(variance), -limit, limit).astype(np.float32)
+
+
+# ------------------------------------------------------------------ export
+
+
+def export_policy(
+    model: BaseAlgorithm,
+    folder: str | Path,
+    *,
+    formats: Sequence[str] = ("safetensors",),
+    vec_normalize: VecNormalize | None = None,
+) -> None:
+    """Write a trained policy into a folder, as files that :func:`load_policy` reads without running anything.
+
+    ``policy.json`` and ``policy.safetensors`` are always written. The export is loaded and compared with the model
+    before the first file is replaced; a failure leaves the folder as it was.
+
+    :param model: a model of this package or of SB3 with one of SB3's own actor-critic policies
+    :param folder: where to; made if it is missing. Files of an earlier export are replaced, and those of formats
+        that are not asked for are removed
+    :param formats: ``"safetensors"``; ``"onnx"`` for ``policy.onnx`` (needs the ``[onnx]`` extra);
+        ``"torchscript"`` for ``policy.pt``, by an interface that torch deprecates
+    :param vec_normalize: the statistics by which observations are normalised; None: those of the model's environment,
+        if it has any
+    :raises ExportError: if something of the model cannot be exported; names it
+    :raises OSError: if a file cannot be written
+    """
+    _check_formats(formats)
+    description, tensors, vec_normalize = _describe(model, vec_normalize)
+    contents = {layout.WEIGHTS_FILE: serialize(tensors)}
+    exported = _build(description, tensors, model.device)
+    _check_agreement(model, vec_normalize, exported)
+    if "onnx" in formats:
+        contents[layout.OPTIONAL_FILES["onnx"]] = to_onnx(exported.graph())
+    if "torchscript" in formats:
+        contents[layout.OPTIONAL_FILES["torchscript"]] = to_torchscript(exported.graph())
+    description.sha256.update({name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
+    contents[layout.DESCRIPTION_FILE] = layout.to_json(description)
+    layout.from_json(contents[layout.DESCRIPTION_FILE])  # what it would refuse is refused now
+    _write(Path(folder), contents)
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    allowed = f"a sequence of {', '.join(map(repr, FORMATS))}"
+    if isinstance(formats, str) or not isinstance(formats, Sequence) or not set(formats) <= set(FORMATS):
+        raise ExportError(f"formats must be {allowed}; got {formats!r}")
+
+
+def _write(folder: Path, contents: dict[str, bytes]) -> None:
+    """Write all files or none, then remove those that belong to an earlier export."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write_all({folder / name: data for name, data in contents.items()})
+    except BaseException:
+        for path in missing:
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        raise
+    for name in layout.OPTIONAL_FILES.values():
+        if name not in contents:
+            (folder / name).unlink(missing_ok=True)
+
+
+def _describe(
+    model: Any, vec_normalize: VecNormalize | None
+) -> tuple[Description, dict[str, np.ndarray], VecNormalize | None]:
+    """The description of a model's policy, all its tensors, and the normaliser that it is used with."""
+    if not isinstance(model, BaseAlgorithm):
+        raise ExportError(f"model must be a model of this package or of SB3; got {type(model).__name__}")
+    settings = _settings_of(model.policy)
+    vec_normalize = _normalizer_of(model, vec_normalize)
+    description = Description(
+        algorithm=type(model).__name__,
+        observation_space=_known_space("observation_space", model.observation_space),
+        action_space=_known_space("action_space", model.action_space),
+        settings=settings,
+        clip_actions=getattr(model, "clip_actions", True),
+        normalizer=None if vec_normalize is None else _normalizer_settings(vec_normalize, model.observation_space),
+        versions=_versions(),
+        sha256={},
+    )
+    layout.check(description)
+    return description, _tensors_of(model.policy, description, vec_normalize), vec_normalize
+
+
+def _known_space(name: str, space: spaces.Space) -> spaces.Space:
+    parts = space.spaces.values() if isinstance(space, spaces.Dict) and name == "observation_space" else [space]
+    for part in parts:
+        if type(part) not in (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary):
+            raise ExportError(
+                f"{name} must be of Box, Discrete, MultiDiscrete, MultiBinary, or for observations a Dict of these; "
+                f"got {part}: flatten it in a wrapper, or {_INSTEAD}"
+            )
+    return deepcopy(space)  # building a network for images draws from its generator
+
+
+def _settings_of(policy: Any) -> PolicySettings:
+    """A policy's own account of itself.
+
+    :raises ExportError: for any class in it that is not one of SB3's or torch's own; names it
+    """
+    alias = _name_of("policy class", type(policy), _POLICIES)
+    extractor = _name_of("features extractor", policy.features_extractor_class, _EXTRACTORS)
+    if type(policy.action_dist) not in FAMILIES:
+        raise _unknown("action distribution", type(policy.action_dist), [kind.__name__ for kind in FAMILIES])
+    of_sde = policy.dist_kwargs or {"full_std": True, "use_expln": False, "squash_output": False}
+    return PolicySettings(
+        policy=alias,
+        net_arch=_net_arch(policy.net_arch),
+        activation_fn=_name_of("activation function", policy.activation_fn, layout.ACTIVATIONS),
+        log_std_init=float(policy.log_std_init),
+        extractor=extractor,
+        extractor_kwargs=_extractor_kwargs(extractor, policy.features_extractor_kwargs),
+        ortho_init=bool(policy.ortho_init),
+        use_sde=bool(policy.use_sde),
+        full_std=bool(of_sde["full_std"]),
+        use_expln=bool(of_sde["use_expln"]),
+        squash_output=bool(of_sde["squash_output"]),
+        share_features_extractor=bool(policy.share_features_extractor),
+        normalize_images=bool(policy.normalize_images),
+    )
+
+
+def _name_of(what: str, kind: type, known: dict[str, type[Any]]) -> str:
+    for name, each in known.items():
+        if kind is each:
+            return name
+    raise _unknown(what, kind, [each.__name__ for each in known.values()])
+
+
+def _unknown(what: str, kind: Any, known: Sequence[str]) -> ExportError:
+    name = getattr(kind, "__name__", repr(kind))
+    return ExportError(
+        f"the {what} {name} cannot be exported, only {', '.join(known)}: use one of these, or {_INSTEAD}"
+    )
+
+
+def _net_arch(net_arch: Any) -> dict[str, list[int]]:
+    """SB3's two forms as one."""
+    nets = net_arch if isinstance(net_arch, dict) else {"pi": net_arch, "vf": net_arch}
+    return {part: [int(units) for units in nets.get(part, [])] for part in ("pi", "vf")}
+
+
+def _extractor_kwargs(kind: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    units, flags = layout.EXTRACTORS[kind]
+    known = {**{name: int(kwargs[name]) for name in units if name in kwargs}}
+    return {**known, **{name: bool(kwargs[name]) for name in flags if name in kwargs}}
+
+
+def _normalizer_of(model: BaseAlgorithm, given: Any) -> VecNormalize | None:
+    """The VecNormalize of the model's environment, or the one given."""
+    if given is not None:
+        if not isinstance(given, VecNormalize):
+            raise ExportError(f"vec_normalize must be a VecNormalize or None; got {type(given).__name__}")
+        return given
+    above: list[str] = []
+    found: VecNormalize | None = None
+    env: Any = model.get_env()
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_obs:
+            if found is not None or above:
+                between = "another VecNormalize" if found is not None else ", ".join(above)
+                raise ExportError(
+                    f"between VecNormalize and the model lies {between}, which an export cannot stand for: "
+                    "put VecNormalize above it, so that it sees what the model sees"
+                )
+            found = env
+        elif type(env) not in (*_TRANSPARENT, VecNormalize) and found is None:
+            above.append(type(env).__name__)
+        env = env.venv
+    return found
+
+
+def _normalizer_settings(vec_normalize: Any, space: Any) -> NormalizerSettings:
+    keys = vec_normalize.norm_obs_keys
+    settings = NormalizerSettings(
+        norm_obs=bool(vec_normalize.norm_obs),
+        norm_obs_keys=None if keys is None else list(keys),
+        clip_obs=float(vec_normalize.clip_obs),
+        epsilon=float(vec_normalize.epsilon),
+    )
+    if settings.norm_obs:
+        pairs = [(vec_normalize.obs_rms, space)]
+        if keys is not None:
+            pairs = [(vec_normalize.obs_rms[key], space[key] if key in space.spaces else None) for key in keys]
+        for statistics, part in pairs:
+            if part is None or statistics.mean.shape != part.shape:
+                raise ExportError(
+                    f"vec_normalize normalises observations of shape {statistics.mean.shape}, the model sees {part}: "
+                    "a wrapper (VecFrameStack?) lies between them, which an export cannot stand for; put VecNormalize "
+                    "above it"
+                )
+    return settings
+
+
+def _versions() -> dict[str, str]:
+    known = {"python": platform.python_version(), "sb3_ppo_variants": sb3_ppo_variants.__version__}
+    return {name: known[name] if name in known else version(name) for name in layout.VERSIONS}
+
+
+def _tensors_of(policy: nn.Module, description: Description, vec_normalize: Any) -> dict[str, np.ndarray]:
+    """All tensors by the names, and of the types and shapes, that the description implies."""
+    values = {f"policy.{name}": value.detach().cpu().numpy() for name, value in policy.state_dict().items()}
+    for suffix in description.normalized:
+        statistics = vec_normalize.obs_rms[suffix[1:]] if suffix else vec_normalize.obs_rms
+        values[f"normalizer.mean{suffix}"] = np.asarray(statistics.mean, np.float64)
+        values[f"normalizer.var{suffix}"] = np.asarray(statistics.var, np.float64)
+    shapes = layout.tensor_shapes(description)
+    aliases = _aliases(description)
+    own = {name: value for name, value in values.items() if name not in aliases}
+    for name in sorted({*own, *shapes}):
+        if name not in own or name not in shapes or (_type_name(own[name]), own[name].shape) != shapes[name]:
+            raise ExportError(
+                f"{name} is not as SB3's own policy with these arguments has it (single precision, its shape): "
+                f"networks that were changed after they were built cannot be exported; {_INSTEAD}"
+            )
+    tensors = {name: np.ascontiguousarray(own[name]) for name in shapes}
+    _check_finite(tensors)
+    return tensors
+
+
+def _type_name(array: np.ndarray) -> str:
+    return next((name for name, kind in _NUMPY_TYPES.items() if array.dtype == kind), "")
+
+
+def _aliases(description: Description) -> dict[str, str]:
+    """Second names, in the policy's ``state_dict``, of weights that are shared → their first names."""
+    seconds = ["pi_features_extractor."]
+    if description.settings.share_features_extractor:
+        seconds.append("vf_features_extractor.")
+    first = "policy.features_extractor."
+    names = [name.removeprefix(first) for name in layout.tensor_shapes(description) if name.startswith(first)]
+    return {f"policy.{second}{name}": first + name for second in seconds for name in names}
+
+
+def _check_finite(tensors: dict[str, np.ndarray]) -> None:
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise ExportError(f"{name} must be finite; it holds NaN or infinity")
+        if name.startswith("normalizer.var") and (value < 0).any():
+            raise ExportError(f"{name} must be >= 0; it holds {value.min()}")
+
+
+def _check_agreement(model: Any, vec_normalize: VecNormalize | None, exported: ExportedPolicy) -> None:
+    """Compare deterministic actions: what was changed in a model without a trace in its arguments shows here."""
+    rng = np.random.default_rng(0)
+    space = exported.observation_space
+    if isinstance(space, spaces.Dict):
+        raw: Any = {key: _some_observations(part, rng) for key, part in space.spaces.items()}
+    else:
+        raw = _some_observations(space, rng)
+    seen = raw if vec_normalize is None else vec_normalize.normalize_obs(raw)
+    expected, _ = model.predict(seen, deterministic=True)
+    actions, _ = exported.predict(raw, deterministic=True)
+    if not np.allclose(actions, expected, rtol=1e-6, atol=1e-6, equal_nan=True):
+        difference = np.abs(np.subtract(actions, expected, dtype=np.float64)).max()
+        raise ExportError(
+            f"the exported policy acts otherwise than the model, by up to {difference:.3g}: its networks or its "
+            f"predict() are not those of SB3's own policy with these arguments; {_INSTEAD}"
+        )
+
+
+def _some_observations(space: Any, rng: np.random.Generator) -> np.ndarray:
+    """A few observations, ``(B, *shape)``, of moderate size where the space is unbounded."""
+    shape = (_CHECKED_OBSERVATIONS, *space.shape)
+    if isinstance(space, spaces.Box):
+        if space.dtype.kind in "iu":
+            return rng.integers(space.low, space.high, shape, space.dtype, endpoint=True)
+        return np.clip(rng.standard_normal(shape), space.low, space.high).astype(space.dtype)
+    if isinstance(space, spaces.MultiBinary):
+        return rng.integers(0, 2, shape).astype(space.dtype)
+    return rng.integers(0, space.n if isinstance(space, spaces.Discrete) else space.nvec, shape)
+
+
+# ------------------------------------------------------------------ load
+
+
+def load_policy(folder: str | Path, device: th.device | str = "auto", *, max_bytes: int = 1 << 30) -> ExportedPolicy:
+    """Load what :func:`export_policy` wrote, from anyone: nothing in the files is run.
+
+    Only ``policy.json`` and ``policy.safetensors`` are read. The memory taken is in proportion to their true size.
+
+    :param folder: the exported folder
+    :param device: ``"cpu"``, ``"cuda"``, … or ``"auto"``
+    :param max_bytes: the largest size of the weights that is accepted, in bytes; 1 GiB by default
+    :raises ExportError: for a folder that is not a complete and untouched export, with the reason
+    """
+    require("max_bytes", max_bytes, "an integer >= 1", lambda value: value >= 1, integer=True)
+    device = get_device(device)
+    folder = Path(folder)
+    description = layout.from_json(_read(folder / layout.DESCRIPTION_FILE, 1, layout.MAX_JSON_BYTES))
+    shapes = layout.tensor_shapes(description)
+    size = sum(_NUMPY_TYPES[kind].itemsize * math.prod(shape) for kind, shape in shapes.values())
+    if size > max_bytes:
+        raise ExportError(f"{layout.DESCRIPTION_FILE} describes weights of {size} bytes; max_bytes is {max_bytes}")
+    data = _read(folder / layout.WEIGHTS_FILE, size, size + _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(shapes))
+    if hashlib.sha256(data).hexdigest() != description.sha256[layout.WEIGHTS_FILE]:
+        raise ExportError(f"{layout.WEIGHTS_FILE} is not the file that {layout.DESCRIPTION_FILE} belongs to (sha256)")
+    return _build(description, _read_tensors(data, shapes), device)
+
+
+def _read(path: Path, smallest: int, largest: int) -> bytes:
+    """A file's bytes, if it is a file and of a size within the limits."""
+    try:
+        # Opening a pipe would wait for its other end.
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ExportError(f"{path} is not a file")
+            if not smallest <= status.st_size <= largest:
+                raise ExportError(f"{path} must have {smallest} to {largest} bytes; it has {status.st_size}")
+            return file.read(largest)
+    except (OSError, ValueError) as error:
+        if isinstance(error, ExportError):
+            raise
+        raise ExportError(f"{path} cannot be read: {error}") from None
+
+
+def _read_tensors(data: bytes, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file, which must be exactly those that the description implies."""
+    try:
+        found = dict(deserialize(data))
+    except SafetensorError as error:
+        raise ExportError(f"{layout.WEIGHTS_FILE} is not a safetensors file: {error}") from None
+    for name in sorted({*found, *shapes}):
+        if name not in found or name not in shapes:
+            problem = "lacks" if name not in found else "has an unknown tensor"
+            raise ExportError(f"{layout.WEIGHTS_FILE} {problem} {name[:100]!r}")
+        kind, shape = found[name]["dtype"], tuple(found[name]["shape"])
+        if (kind, shape) != shapes[name]:
+            raise ExportError(f"{name} in {layout.WEIGHTS_FILE} must be {shapes[name]}; got {(kind, shape)}")
+    tensors = {
+        name: np.frombuffer(found[name]["data"], _NUMPY_TYPES[kind]).reshape(shape)
+        for name, (kind, shape) in shapes.items()
+    }
+    _check_finite(tensors)
+    return tensors
+
+
+def _build(description: Description, tensors: dict[str, np.ndarray], device: th.device) -> ExportedPolicy:
+    """The policy that the description and its tensors stand for."""
+    weights = {name: th.from_numpy(value.copy()) for name, value in tensors.items() if name.startswith("policy.")}
+    weights |= {second: weights[first] for second, first in _aliases(description).items()}
+    try:
+        policy = _rebuild(description, {name.removeprefix("policy."): value for name, value in weights.items()})
+        policy.to(device)
+        if description.settings.use_sde:
+            policy.reset_noise()  # with the deviation loaded, as SB3's own load()
+    except (AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(f"no policy can be built from {layout.DESCRIPTION_FILE}: {error}") from error
+    return ExportedPolicy(policy, description, tensors)
+
+
+def _rebuild(description: Description, weights: dict[str, Any]) -> ActorCriticPolicy:
+    """SB3's policy with the weights given, on the CPU, in evaluation mode; draws nothing from torch's generator."""
+    settings = description.settings
+    of_sde = {name: getattr(settings, name) for name in ("full_std", "use_expln", "squash_output")}
+    with th.random.fork_rng(devices=[]):
+        policy = _POLICIES[settings.policy](
+            description.observation_space,
+            description.action_space,
+            ActorCriticPolicy._dummy_schedule,
+            net_arch=settings.net_arch,
+            activation_fn=layout.ACTIVATIONS[settings.activation_fn],
+            ortho_init=False,  # the weights are replaced
+            use_sde=settings.use_sde,
+            log_std_init=settings.log_std_init,
+            **of_sde,
+            features_extractor_class=_EXTRACTORS[settings.extractor],
+            features_extractor_kwargs=dict(settings.extractor_kwargs),
+            share_features_extractor=settings.share_features_extractor,
+            normalize_images=settings.normalize_images,
+        )
+    policy.ortho_init = settings.ortho_init
+    policy.load_state_dict(weights)
+    policy.set_training_mode(False)
+    if isinstance(description.action_space, spaces.Box) and not (description.clip_actions or settings.squash_output):
+        # SB3's `predict` clips to the policy's action space.
+        policy.action_space = spaces.Box(-np.inf, np.inf, description.action_space.shape)
+    return policy
