@@ -8,11 +8,16 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from sb3_ppo_variants.vec_env.worker import ActorLostWarning, EnvironmentRaisedError, WorkerDiedError
+from sb3_ppo_variants.vec_env.worker import (
+    ActorLostWarning,
+    EnvironmentRaisedError,
+    WorkerDiedError,
+    WorkerLostWarning,
+)
 
 if TYPE_CHECKING:
     from sb3_ppo_variants.vec_env.chunked import ChunkedVecEnv
-    from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
+    from sb3_ppo_variants.vec_env.monitor import ActorsMonitor, WorkersMonitor
     from sb3_ppo_variants.vec_env.ray import RayVecEnv as RayVecEnv
     from sb3_ppo_variants.vec_env.shared_memory import SharedMemoryVecEnv
 
@@ -24,6 +29,8 @@ __all__ = [
     "EnvironmentRaisedError",
     "SharedMemoryVecEnv",
     "WorkerDiedError",
+    "WorkerLostWarning",
+    "WorkersMonitor",
 ]
 
 _MODULES = {
@@ -31,6 +38,7 @@ _MODULES = {
     "ChunkedVecEnv": "chunked",
     "RayVecEnv": "ray",
     "SharedMemoryVecEnv": "shared_memory",
+    "WorkersMonitor": "monitor",
 }
 
 
