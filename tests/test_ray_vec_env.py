@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 ray = pytest.importorskip("ray")  # before what needs it
 # ruff: noqa: E402
@@ -30,7 +29,7 @@ ray = pytest.importorskip("ray")  # before what needs it
 from ray.cluster_utils import Cluster
 
 from sb3_ppo_variants import PPOClipPaper
-from sb3_ppo_variants.vec_env import ActorLostWarning, RayVecEnv, WorkerDiedError
+from sb3_ppo_variants.vec_env import ActorLostWarning, RayVecEnv
 from tests import vec_env_cases as cases
 from tests.vec_env_cases import (
     ACTIONS,
