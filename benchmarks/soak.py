@@ -8,8 +8,8 @@ at random, gets SIGKILL, in whatever it is doing. In the end it checks that
 - the steps counted are rollouts × steps in each × environments,
 - each kill led to one replacement,
 - the memory of the program and its processes (proportional set size, sampled every ten seconds) has not grown by more
-  than 5 % after the first minute: medians over the first and the last third of the samples since then, as it drops for
-  a while with each replacement,
+  than 5 % after the first minute: medians over the first and the last third of the samples since then, which are taken
+  while all workers are there,
 - no process, descriptor, semaphore or shared memory is left that was not there before.
 
 It exits with 1 if one of these fails. One line per minute tells how it goes. Needs Linux and psutil.
@@ -54,11 +54,13 @@ NAMES_OF_PYTHON = ("sem.", "psm_", "sb3")
 class Watch(BaseCallback):
     """Counts rollouts, and ends the training with the last step of one, once the time is up."""
 
-    def __init__(self, seconds: float):
+    def __init__(self, env: SharedMemoryVecEnv, seconds: float):
         super().__init__()
-        self.seconds = seconds
+        self.env, self.seconds = env, seconds
         self.begun = time.monotonic()
         self.rollouts = 0
+        self.replaced = 0
+        """workers that were lost, and whose replacement has given a step"""
 
     @property
     def elapsed(self) -> float:
@@ -70,14 +72,15 @@ class Watch(BaseCallback):
 
     def _on_step(self) -> bool:
         assert isinstance(self.model, PPOClipPaper)
+        self.replaced = self.env.lost_workers
         return self.n_calls % self.model.n_steps != 0 or self.elapsed < self.seconds
 
 
 class Killer:
     """Kills workers and samples the memory, in a thread of its own."""
 
-    def __init__(self, watch: Watch, env: SharedMemoryVecEnv, n_workers: int, every: float):
-        self.watch, self.env, self.n_workers, self.every = watch, env, n_workers, every
+    def __init__(self, watch: Watch, every: float):
+        self.watch, self.every = watch, every
         self.kills = 0
         self.samples: list[tuple[float, float]] = []
         """seconds since the beginning, and GiB"""
@@ -102,20 +105,23 @@ class Killer:
             (60.0, self._tell),
         ]
         due = [period for period, _ in acts]
+        self._sample()
         while not self._stopped.wait(0.2):
             for index, (period, act) in enumerate(acts):
-                if self.watch.elapsed >= due[index] and act():
-                    due[index] += period
+                late = self.watch.elapsed - due[index]
+                if late >= 0 and act():
+                    due[index] += period * (1 + late // period)
 
     def _kill(self) -> bool:
-        workers = worker_processes()
-        if self.env.lost_workers < self.kills or len(workers) < self.n_workers:
-            return False  # the last one is not replaced yet
-        os.kill(self._random.choice(workers), signal.SIGKILL)
+        if self.watch.replaced < self.kills:
+            return False  # later
+        os.kill(self._random.choice(worker_processes()), signal.SIGKILL)
         self.kills += 1
         return True
 
     def _sample(self) -> bool:
+        if self.watch.replaced < self.kills:
+            return False
         self.samples.append((self.watch.elapsed, tree_memory()))
         return True
 
@@ -125,7 +131,7 @@ class Killer:
         print(
             f"{self.watch.elapsed / 60:5.1f} min: {model.num_timesteps:>10,} steps, "
             f"{model.num_timesteps / self.watch.elapsed:5.0f} per second, {self.watch.rollouts} rollouts, "
-            f"{self.kills} kills, {self.env.lost_workers} replaced, {self.samples[-1][1]:.2f} GiB, "
+            f"{self.kills} kills, {self.watch.replaced} replaced, {self.samples[-1][1]:.2f} GiB, "
             f"mean return {score:.0f}",
             flush=True,
         )
@@ -139,10 +145,8 @@ def tree() -> list[psutil.Process]:
 
 
 def worker_processes() -> list[int]:
-    """The workers: the fork server's children."""
-    with suppress(psutil.NoSuchProcess):
-        return [process.pid for process in tree()[1:] if process.ppid() != os.getpid()]
-    return []
+    """The workers: the fork server's children. Only of use while none of them ends."""
+    return [process.pid for process in tree()[1:] if process.ppid() != os.getpid()]
 
 
 def tree_memory() -> float:
@@ -169,8 +173,10 @@ def resources() -> dict[str, Any]:
 
 
 def growth(samples: list[tuple[float, float]]) -> float:
-    """By what part of itself the memory has grown since the first minute."""
-    later = [memory for seconds, memory in samples if seconds >= FIRST_SECONDS] or [memory for _, memory in samples]
+    """By what part of itself the memory has grown since the first minute; 0 if the run was no longer."""
+    later = [memory for seconds, memory in samples if seconds >= FIRST_SECONDS]
+    if not later:
+        return 0.0
     third = max(1, len(later) // 3)
     return statistics.median(later[-third:]) / statistics.median(later[:third]) - 1
 
@@ -202,13 +208,13 @@ def soak(arguments: argparse.Namespace) -> dict[str, tuple[bool, str]]:
     assert isinstance(shared, SharedMemoryVecEnv)
     with closing(env):
         model = make_model(env)
-        watch = Watch(60 * arguments.minutes)
-        killer = Killer(watch, shared, arguments.workers, arguments.kill_every)
+        watch = Watch(shared, 60 * arguments.minutes)
+        killer = Killer(watch, arguments.kill_every)
         with killer.at_work():
             model.learn(10**12, watch)
         shared.get_attr("render_mode")  # the last kill may not have been noticed
+        lost = watch.replaced = shared.lost_workers
         killer._tell()
-        lost = shared.lost_workers
     n_steps, n_envs = model.n_steps, arguments.envs
     due = watch.rollouts * n_steps * n_envs
     grown = growth(killer.samples)
