@@ -117,17 +117,17 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         self._require_ready()
         self._require_actions(actions)
         shared = self._incoming.actions
-        fits = shared is not None and isinstance(actions, np.ndarray) and actions.dtype == shared.dtype
-        fits = shared is not None and fits and actions.shape == shared.shape
-        if shared is not None and fits:
-            shared[:] = actions
+        as_they_are = True  # another type or shape than the space's: each environment gets its row
+        if shared is not None and isinstance(actions, np.ndarray):
+            as_they_are = actions.dtype != shared.dtype or actions.shape != shared.shape
+            if not as_they_are:
+                shared[:] = actions
         with self._ending_on_error():
-            # Whoever chose the actions has not seen yet that a worker was replaced: its environments wait. Actions of
-            # another type or shape: each environment gets its row as it is.
+            # Whoever chose the actions has not seen yet that a worker was replaced: its environments wait.
+            stepped = [started for started in self._chunks if started.cut is None]
             self._pending = {
-                started: self._send(started, "step", None if fits else list(actions[started.part]))
-                for started in self._chunks
-                if started.cut is None
+                started: self._send(started, "step", list(actions[started.part]) if as_they_are else None)
+                for started in stepped
             }
         self.waiting = True
 
