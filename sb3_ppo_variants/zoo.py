@@ -228,7 +228,7 @@ class _OurExperiments(ExperimentManager):
             kwargs["config"] = str(config_path(algo))
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
-        self._on_ray = False
+        self._vec_env = ""  # the one of VEC_ENVS that the settings choose
         self._shows_bar = self._goes_on = False
         options = self.run_options
         if options is not None and options.folder is not None:
@@ -244,33 +244,39 @@ class _OurExperiments(ExperimentManager):
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """As rl_zoo3's; remembers the environments, to close them if the setup fails.
 
-        Where the training takes the CPUs of a Ray cluster, evaluation stays in this process, and the monitor's file on
-        this machine. Both have the same wrappers, which SB3's evaluation relies on.
+        Where workers are replaced when they are lost, this process writes the monitor's file: their replacements would
+        begin it anew. Both environments have the same wrappers, which SB3's evaluation relies on. Where the training
+        takes the CPUs of a Ray cluster, evaluation stays in this process.
         """
-        from stable_baselines3.common.vec_env import DummyVecEnv
+        from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
-        chosen, arguments = self.vec_env_class, self.vec_env_kwargs
+        chosen, arguments, wrapper = self.vec_env_class, self.vec_env_kwargs, self.env_wrapper
+        if chosen is SubprocVecEnv:  # of whose environments a resume bundle would otherwise know nothing
+            self.env_wrapper = partial(_recorded, wrapper)
         if self._goes_on:
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
-        if self._on_ray:
-            inner: Any = DummyVecEnv if eval_env else chosen
-            path = None if eval_env or no_log else Path(self.save_path, "0.monitor.csv")
-            monitored: Any = partial(self._monitored, inner, path)
-            self.vec_env_class = monitored
-            self.vec_env_kwargs = {} if eval_env else arguments
-        elif eval_env:  # with its own number of environments, which the training's number of workers may not suit
+        if eval_env:  # with its own number of environments, which the training's number of workers may not suit
             self.vec_env_kwargs = {name: value for name, value in arguments.items() if name != "n_workers"}
+        if eval_env and self._vec_env == "ray":
+            self.vec_env_class, self.vec_env_kwargs = DummyVecEnv, {}
+        replaces = self._vec_env in ("ray", "shared_memory")
+        if replaces:
+            path = None if eval_env or no_log else Path(self.save_path, "0.monitor.csv")
+            monitored: Any = partial(self._monitored, self.vec_env_class, path)
+            self.vec_env_class = monitored
         try:
-            self._opened.append(super().create_envs(n_envs, eval_env, no_log or self._on_ray))
+            self._opened.append(super().create_envs(n_envs, eval_env, no_log or replaces))
         finally:
-            self.vec_env_class, self.vec_env_kwargs = chosen, arguments
+            self.vec_env_class, self.vec_env_kwargs, self.env_wrapper = chosen, arguments, wrapper
         return self._opened[-1]
 
     def _monitored(self, inner: Any, path: Path | None, env_fns: list[Callable[[], Any]], **arguments: Any) -> VecEnv:
         """Called by rl_zoo3 in place of the class, so that the monitor is inside of normalisation."""
-        from sb3_ppo_variants.vec_env import ActorsMonitor
+        from sb3_ppo_variants.vec_env import WorkersMonitor
 
-        return ActorsMonitor(inner(env_fns, **arguments), path, self.monitor_kwargs.get("info_keywords", ()))
+        keywords = [self.monitor_kwargs.get(name, ()) for name in ("reset_keywords", "info_keywords")]
+        names = [*keywords[0], *keywords[1]]
+        return WorkersMonitor(inner(env_fns, **arguments), path, names, override_existing=not self._goes_on)
 
     def setup_experiment(self) -> Any:
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
@@ -372,7 +378,7 @@ class _OurExperiments(ExperimentManager):
         # rl_zoo3's parser does not tell its default from what the user asked for.
         on_command_line = any(argument.startswith("--vec") for argument in sys.argv[1:])
         if self.default_vec_env_cls is None and not on_command_line:
-            self.vec_env_class, self.vec_env_kwargs, self._on_ray = _vec_env_class(name), arguments, name == "ray"
+            self.vec_env_class, self.vec_env_kwargs, self._vec_env = _vec_env_class(name), arguments, name
             allowed = set(inspect.signature(self.vec_env_class).parameters) - {"env_fns"}
             check_names(f"argument of {VEC_ENV_KEY}: {name},", arguments, allowed)
 
@@ -391,6 +397,12 @@ class _OurExperiments(ExperimentManager):
             if cause is None or "invalid values" in str(cause):
                 raise
             raise cause from None
+
+
+def _recorded(wrapper: Callable[[Any], Any] | None, env: Any) -> Any:
+    from sb3_ppo_variants.vec_env import record_episodes
+
+    return record_episodes(env if wrapper is None else wrapper(env))
 
 
 def read_vec_env(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -112,3 +112,10 @@ def test_vec_env_overhead_measures_the_memory_of_a_worker() -> None:
     pytest.importorskip("ray")
     printed = run("vec_env_overhead.py", "--memory", "--workers", "1")
     assert printed.count("MB per environment") == (2 if Path("/proc/self/smaps_rollup").exists() else 0)
+
+
+@pytest.mark.slow
+def test_soak_kills_and_counts() -> None:
+    printed = run("soak.py", "--minutes", "0.2", "--envs", "2", "--kill-every", "4")
+    assert "FAIL" not in printed
+    assert printed.count("ok   ") == 9

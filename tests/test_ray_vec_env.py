@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +21,7 @@ import numpy as np
 import pytest
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 ray = pytest.importorskip("ray")  # before what needs it
 # ruff: noqa: E402
@@ -30,15 +29,16 @@ ray = pytest.importorskip("ray")  # before what needs it
 from ray.cluster_utils import Cluster
 
 from sb3_ppo_variants import PPOClipPaper
-from sb3_ppo_variants.vec_env import ActorLostWarning, RayVecEnv, WorkerDiedError
+from sb3_ppo_variants.vec_env import ActorLostWarning, RayVecEnv
 from tests import vec_env_cases as cases
 from tests.vec_env_cases import (
     ACTIONS,
     OBSERVATIONS,
-    DyingEnv,
     assert_same,
+    dying,
     functions,
     is_running,
+    steps_of,
     trajectory,
 )
 
@@ -93,11 +93,6 @@ def kill_actor(env: RayVecEnv, number: int) -> None:
     worker = processes(env)[number]
     ray.kill(env._chunks[number]._handle)
     wait_for_the_end_of([worker])
-
-
-def dying(tmp_path: Path, where: str, n_envs: int = 4, victim: int = 2) -> list[Callable[[], gym.Env]]:
-    """Environments of which one kills its process the first time that it comes to ``where``."""
-    return [partial(DyingEnv, where if i == victim else "", str(tmp_path / "died")) for i in range(n_envs)]
 
 
 # ------------------------------------------------------------------ without Ray running
@@ -277,183 +272,47 @@ def wait_for_the_end_of(workers: list[int]) -> None:
 # ------------------------------------------------------------------ lost actors
 
 
-def steps_of(env: Any, n_steps: int) -> list[Any]:
-    return [env.step(np.full((env.num_envs, 2), 0.5, np.float32)) for _ in range(n_steps)]
-
-
 @pytest.mark.slow
 def test_a_loss_during_a_step_truncates_its_episodes_and_no_others(cluster: Any, tmp_path: Path) -> None:
-    def run(folder: Path) -> tuple[list[Any], list[Any], RayVecEnv]:
-        folder.mkdir()
-        env = on_ray(dying(folder, "step 3"))
-        env.seed(5)
-        first = [env.reset()]
-        first += steps_of(env, 2)
-        before = processes(env)[1]
-        warning = f"the Ray actor of environments 2 to 3 .process {before} on node .* was lost; .* made anew"
-        with pytest.warns(ActorLostWarning, match=f"{warning}.*episodes truncated .restart 1 of at most max_restarts"):
-            rest = steps_of(env, 1)
-        rest += steps_of(env, 4)
-        env.close()
-        return first, rest, env
-
-    first, rest, env = run(tmp_path / "a")
-    observations, rewards, dones, infos = rest[0]
-    assert dones.tolist() == [False, False, True, True]
-    assert rewards[2:].tolist() == [0, 0]
-    assert rewards.dtype == np.float32
-    for index in (2, 3):
-        assert set(infos[index]) == {"TimeLimit.truncated", "actor_lost", "terminal_observation"}
-        assert infos[index]["actor_lost"] is True
-        assert infos[index]["TimeLimit.truncated"] is True
-        assert np.array_equal(infos[index]["terminal_observation"], first[-1][0][index])
-    assert not any("actor_lost" in info for step in rest[1:] for info in step[3])
-    assert env.lost_actors == 1
-
-    # The others never notice.
-    theirs = DummyVecEnv(dying(tmp_path, "never"))
-    theirs.seed(5)
-    expected = [theirs.reset(), *steps_of(theirs, 3)]
-    assert_same(observations[:2], expected[-1][0][:2])
-    assert_same(infos[:2], expected[-1][3][:2])
-    # What is drawn after it is another stream than before, and the same in every run.
-    assert not np.array_equal(observations[2:], first[0][2:])
-    assert env.reset_infos[2]["drawn"] != theirs.reset_infos[2]["drawn"]
-    assert_same(run(tmp_path / "b")[1], rest)
+    message = r"the Ray actor of environments 2 to 3 .process \d+ on node .* was lost"
+    cases.check_a_loss_during_a_step_truncates_its_episodes_and_no_others(on_ray, tmp_path, message, victim=2)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("observations", ["discrete", "dict", "tuple"])
 def test_the_terminal_observation_has_the_form_of_the_space(cluster: Any, observations: str) -> None:
     env = on_ray(functions(observations, "box", 2))
-    seen: Any = env.reset()
-    kill_actor(env, 1)
-    with pytest.warns(ActorLostWarning):
-        *_, infos = steps_of(env, 1)[0]
-    terminal = infos[1]["terminal_observation"]
-    if observations == "discrete":
-        assert_same(terminal, seen[1])
-    elif observations == "dict":
-        assert_same(terminal, {key: array[1] for key, array in seen.items()})
-    else:
-        assert_same(terminal, tuple(array[1] for array in seen))
-    env.close()
+    cases.check_that_the_terminal_observation_has_the_form_of_the_space(env, kill_actor, observations)
 
 
 @pytest.mark.slow
 def test_a_loss_during_a_reset_changes_nothing(cluster: Any, tmp_path: Path) -> None:
-    env = on_ray(dying(tmp_path, "reset 1"))
-    with pytest.warns(ActorLostWarning, match="made anew .restart 1"):
-        ours = trajectory(env)
-    assert env.lost_actors == 1
-    assert_same(ours, trajectory(DummyVecEnv(dying(tmp_path, "never"))))
+    cases.check_that_a_loss_during_a_reset_changes_nothing(on_ray, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_loss_in_a_later_reset_cuts_nothing_and_points_at_its_caller(cluster: Any, tmp_path: Path) -> None:
-    env = on_ray(dying(tmp_path, "reset 2"))
-    env.reset()
-    steps_of(env, 1)
-    with pytest.warns(ActorLostWarning) as told:
-        env.reset()
-    assert "made anew (restart 1" in str(told[0].message)
-    assert told[0].filename == __file__
-    *_, infos = steps_of(env, 1)[0]
-    assert not any("actor_lost" in info for info in infos)
-    env.close()
+    cases.check_that_a_loss_in_a_later_reset_cuts_nothing(on_ray, tmp_path)
 
 
 @pytest.mark.slow
 def test_two_actors_lost_in_one_step(cluster: Any, tmp_path: Path) -> None:
-    victims = {0: "first", 2: "second"}
-    fns: list[Callable[[], gym.Env]] = [
-        partial(DyingEnv, "step 2" if i in victims else "", str(tmp_path / victims.get(i, ""))) for i in range(4)
-    ]
-    env = on_ray(fns, 4)
-    env.reset()
-    steps_of(env, 1)
-    with pytest.warns(ActorLostWarning) as told:
-        _, _, dones, infos = steps_of(env, 1)[0]
-    assert [str(warning.message).split(" (")[0] for warning in told] == [
-        "the Ray actor of environment 0",
-        "the Ray actor of environment 2",
-    ]
-    assert told[0].filename.endswith("test_ray_vec_env.py")
-    assert dones.tolist() == [True, False, True, False]
-    assert [info.get("actor_lost", False) for info in infos] == [True, False, True, False]
-    assert env.lost_actors == 2
-    assert not steps_of(env, 1)[0][2].any()
-    env.close()
+    cases.check_two_workers_lost_in_one_step(on_ray, tmp_path)
 
 
 @pytest.mark.slow
 def test_a_replacement_that_dies_while_it_starts_is_replaced_too(cluster: Any, tmp_path: Path) -> None:
-    count = tmp_path / "made"
-    env = on_ray([partial(DyingEnv, ""), partial(dying_second, str(count))])
-    env.reset()
-    kill_actor(env, 1)
-    with pytest.warns(ActorLostWarning) as told:
-        _, _, dones, infos = steps_of(env, 1)[0]
-    assert [re.findall(r"restart \d", str(warning.message)) for warning in told] == [["restart 1"], ["restart 2"]]
-    assert env.lost_actors == 2
-    assert len(count.read_text()) == 3
-    assert dones.tolist() == [False, True]
-    assert infos[1]["actor_lost"]
-    env.close()
-
-
-def dying_second(path: str) -> gym.Env:
-    """Environments of which the second kills its process while it is made."""
-    with open(path, "a") as made:
-        made.write("x")
-        here = made.tell()
-    if here == 2:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return DyingEnv("")
+    cases.check_that_a_replacement_that_dies_while_it_starts_is_replaced_too(on_ray, kill_actor, tmp_path)
 
 
 @pytest.mark.slow
 def test_normalisation_goes_over_a_cut_as_over_any_end(cluster: Any) -> None:
-    on_actors = on_ray([partial(DyingEnv, "")] * 4)
-    env = VecNormalize(on_actors)
-    normal: Any = env.normalize_obs
-    env.reset()
-    steps_of(env, 3)
-    last: Any = env.get_original_obs()
-    kill_actor(on_actors, 1)
-    with pytest.warns(ActorLostWarning):
-        env.get_attr("n_steps")
-    observations, _, dones, infos = steps_of(env, 1)[0]
-    first: Any = env.get_original_obs()
-    assert dones.tolist() == [False, False, True, True]
-    for index in (2, 3):
-        assert np.array_equal(infos[index]["terminal_observation"], normal(last[index]))
-        assert np.array_equal(observations[index], normal(first[index]))
-    assert not np.array_equal(first[2:], last[2:])
-    assert env.returns[2:].tolist() == [0, 0]
-    env.close()
+    cases.check_that_normalisation_goes_over_a_cut_as_over_any_end(on_ray, kill_actor)
 
 
 @pytest.mark.slow
-def test_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell(
-    cluster: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_args: Any, **_kwargs: Any) -> None:
-        raise KeyboardInterrupt
-
-    env = on_ray([partial(DyingEnv, "")] * 4)
-    env.reset()
-    kill_actor(env, 1)
-    with monkeypatch.context() as patch:
-        patch.setattr(ray, "wait", interrupted)
-        with pytest.warns(ActorLostWarning), pytest.raises(KeyboardInterrupt):
-            env.get_attr("n_steps")
-    _, _, dones, infos = steps_of(env, 1)[0]
-    assert dones.tolist() == [False, False, True, True]
-    assert [info.get("actor_lost", False) for info in infos] == [False, False, True, True]
-    assert env.lost_actors == 1
-    assert not steps_of(env, 1)[0][2].any()
-    env.close()
+def test_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell(cluster: Any) -> None:
+    cases.check_that_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell(on_ray, kill_actor, ray, "wait")
 
 
 @pytest.mark.slow
@@ -466,36 +325,7 @@ def test_a_loss_while_environments_are_made_changes_nothing(cluster: Any, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["env_method", "get_attr", "set_attr"])
 def test_a_question_to_a_lost_actor_is_asked_again(cluster: Any, tmp_path: Path, method: str) -> None:
-    env = on_ray(dying(tmp_path, "method"))
-    env.seed(5)
-    env.reset()
-    env.set_attr("level", 4, indices=[3, 1])
-    env.env_method("set_wrapper_attr", "level", 9, indices=3)  # an effect that is gone with the environment
-    last = steps_of(env, 2)[-1][0]
-    if method != "env_method":
-        kill_actor(env, 1)
-    ask: dict[str, Callable[[], Any]] = {
-        "env_method": partial(env.env_method, "die_or_add", 10),
-        "get_attr": partial(env.get_attr, "n_steps"),
-        "set_attr": partial(env.set_attr, "mark", "here"),
-    }
-    with pytest.warns(ActorLostWarning):
-        answer = ask[method]()
-    assert answer == {"env_method": [10] * 4, "get_attr": [2, 2, 0, 0], "set_attr": None}[method]
-    assert env.has_attr("mark") == (method == "set_attr")
-    assert env.get_attr("level") == [0, 4, 0, 4]
-    # The next step tells of the cut; it does not step the new environments, whose observations nobody has seen.
-    observations, rewards, dones, infos = steps_of(env, 1)[0]
-    assert env.get_attr("n_steps") == [3, 3, 0, 0]
-    assert dones.tolist() == [False, False, True, True]
-    assert rewards[2:].tolist() == [0, 0]
-    assert [info.get("actor_lost", False) for info in infos] == [False, False, True, True]
-    assert_same(infos[2]["terminal_observation"], last[2])
-    assert not np.array_equal(observations[2], last[2])
-    *_, infos = steps_of(env, 1)[0]
-    assert not any("actor_lost" in info for info in infos)
-    assert env.get_attr("n_steps") == [4, 4, 1, 1]
-    env.close()
+    cases.check_that_a_question_to_a_lost_worker_is_asked_again(on_ray, kill_actor, tmp_path, method)
 
 
 @pytest.mark.slow
@@ -514,26 +344,26 @@ def test_a_question_between_the_halves_of_a_step(cluster: Any) -> None:
 
 @pytest.mark.slow
 def test_a_reset_after_a_loss_leaves_nothing_to_tell(cluster: Any) -> None:
-    env = on_ray(functions("box", "box", 4))
-    env.reset()
-    kill_actor(env, 0)
-    with pytest.warns(ActorLostWarning):
-        env.get_attr("n_steps")
-    assert_same(trajectory(env), trajectory(DummyVecEnv(functions("box", "box", 4))))
+    cases.check_that_a_reset_after_a_loss_leaves_nothing_to_tell(on_ray, kill_actor)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("max_restarts", [0, 2])
 def test_an_actor_lost_too_often_ends_everything(cluster: Any, max_restarts: int) -> None:
-    env = on_ray([partial(DyingEnv, "method")] * 2, 2, max_restarts=max_restarts)
-    message = f"actor of environment 1 .*max_restarts={max_restarts} allows no further restart"
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        with pytest.raises(WorkerDiedError, match=message):
-            env.env_method("die_or_add", 1, indices=1)
-    assert [warning.category for warning in told] == [ActorLostWarning] * max_restarts
-    assert env.lost_actors == max_restarts + 1
-    wait_for_the_end_of(processes(env))
+    made: list[RayVecEnv] = []
+
+    def make(*args: Any, **kwargs: Any) -> RayVecEnv:
+        made.append(on_ray(*args, **kwargs))
+        return made[0]
+
+    cases.check_that_a_worker_lost_too_often_ends_everything(make, max_restarts)
+    assert made[0].lost_actors == max_restarts + 1
+    wait_for_the_end_of(processes(made[0]))
+
+
+@pytest.mark.slow
+def test_healthy_steps_give_the_restarts_back(cluster: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases.check_that_healthy_steps_give_the_restarts_back(on_ray, kill_actor, monkeypatch)
 
 
 # ------------------------------------------------------------------ nodes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -14,18 +15,47 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import psutil
 import pytest
 from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.vec_env import DummyVecEnv
 
-from sb3_ppo_variants.vec_env import ActorsMonitor, SharedMemoryVecEnv, WorkerDiedError
+from sb3_ppo_variants import PPOClipPaper
+from sb3_ppo_variants.vec_env import (
+    ActorLostWarning,
+    ActorsMonitor,
+    EnvironmentRaisedError,
+    SharedMemoryVecEnv,
+    WorkerDiedError,
+    WorkerLostWarning,
+    WorkersMonitor,
+    chunked,
+    shared_memory,
+)
 from tests import vec_env_cases as cases
-from tests.vec_env_cases import ACTIONS, OBSERVATIONS, assert_same, functions, is_running
+from tests.vec_env_cases import (
+    ACTIONS,
+    OBSERVATIONS,
+    DyingEnv,
+    assert_same,
+    dying,
+    functions,
+    is_running,
+    losses_in,
+    steps_of,
+)
 
 
-def fork(env_fns: list[Callable[[], gym.Env]], n_workers: int = 2) -> SharedMemoryVecEnv:
-    return SharedMemoryVecEnv(env_fns, n_workers=n_workers, start_method="fork")
+def fork(env_fns: list[Callable[[], gym.Env]], n_workers: int = 2, **kwargs: Any) -> SharedMemoryVecEnv:
+    return SharedMemoryVecEnv(env_fns, n_workers=n_workers, start_method="fork", **kwargs)
+
+
+def kill_worker(env: SharedMemoryVecEnv, number: int) -> None:
+    """Kill a worker, and see to it that it is gone."""
+    process = env._chunks[number]._process
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
 
 
 @pytest.mark.parametrize("observations", OBSERVATIONS)
@@ -133,6 +163,9 @@ def test_the_worst_arguments_are_named() -> None:
             SharedMemoryVecEnv(fns, n_workers=n_workers)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="start_method must be one of"):
         SharedMemoryVecEnv(fns, start_method="thread")
+    for max_restarts in (-1, 0.5):
+        with pytest.raises(ValueError, match="max_restarts must be an integer >= 0"):
+            SharedMemoryVecEnv(fns, max_restarts=max_restarts)  # type: ignore[arg-type]
 
 
 def children() -> set[int]:
@@ -154,10 +187,11 @@ def test_an_environment_that_cannot_be_made_is_named() -> None:
     assert children() == before
 
 
+@pytest.mark.parametrize("max_restarts", [0, 1])
 @pytest.mark.parametrize("when", ["between", "during"])
-def test_a_worker_that_dies_ends_everything_within_seconds(when: str) -> None:
+def test_a_worker_that_dies_is_noticed_within_seconds(when: str, max_restarts: int) -> None:
     before = children()
-    env = fork(functions("box", "box", 4))
+    env = fork(functions("box", "box", 4), max_restarts=max_restarts)
     env.reset()
     victim = env._chunks[1]._process.pid
     assert victim is not None
@@ -168,11 +202,221 @@ def test_a_worker_that_dies_ends_everything_within_seconds(when: str) -> None:
     started = time.monotonic()
     if when == "between":
         env._chunks[1]._process.join()
-    go_on = env.step_wait if when == "during" else partial(env.step, np.zeros((4, 2), np.float32))
-    with pytest.raises(WorkerDiedError, match="environments 2 to 3 ended by signal SIGKILL"):
-        go_on()
+    go_on: Callable[[], Any] = env.step_wait if when == "during" else partial(env.step, np.zeros((4, 2), np.float32))
+    if max_restarts == 0:
+        with pytest.raises(WorkerDiedError, match="environments 2 to 3 ended by signal SIGKILL, and max_restarts=0"):
+            go_on()
+    else:
+        with pytest.warns(WorkerLostWarning, match="environments 2 to 3 ended by signal SIGKILL; its environments are"):
+            *_, infos = go_on()
+        assert losses_in(infos) == [False, False, True, True]
+        env.close()
     assert time.monotonic() - started < 20  # it does not hang
     assert children() == before
+
+
+# ------------------------------------------------------------------ lost workers
+
+
+@pytest.mark.parametrize("victim", [2, 3])  # before a row of the worker's was written, and after
+def test_a_loss_during_a_step_truncates_its_episodes_and_no_others(tmp_path: Path, victim: int) -> None:
+    message = r"the worker process \d+ of environments 2 to 3 ended by signal SIGKILL"
+    cases.check_a_loss_during_a_step_truncates_its_episodes_and_no_others(fork, tmp_path, message, victim)
+
+
+@pytest.mark.parametrize("observations", ["discrete", "dict", "tuple", "image"])
+def test_the_terminal_observation_has_the_form_of_the_space(observations: str) -> None:
+    env = fork(functions(observations, "box", 2))
+    cases.check_that_the_terminal_observation_has_the_form_of_the_space(env, kill_worker, observations)
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_other_start_methods_replace_workers_too(start_method: str) -> None:
+    env = SharedMemoryVecEnv(functions("box", "box", 2), 2, start_method)
+    cases.check_that_the_terminal_observation_has_the_form_of_the_space(env, kill_worker, "box")
+
+
+def test_a_loss_while_environments_are_first_made_ends_everything(tmp_path: Path) -> None:
+    before = children()
+    with pytest.raises(WorkerDiedError, match=r"worker process \d+ of environments 2 to 3 ended by signal SIGKILL"):
+        fork(dying(tmp_path, "make"))
+    assert children() == before
+
+
+def test_a_loss_during_a_reset_changes_nothing(tmp_path: Path) -> None:
+    cases.check_that_a_loss_during_a_reset_changes_nothing(fork, tmp_path)
+
+
+def test_a_loss_in_a_later_reset_cuts_nothing_and_points_at_its_caller(tmp_path: Path) -> None:
+    cases.check_that_a_loss_in_a_later_reset_cuts_nothing(fork, tmp_path)
+
+
+def test_two_workers_lost_in_one_step(tmp_path: Path) -> None:
+    cases.check_two_workers_lost_in_one_step(fork, tmp_path)
+
+
+def test_a_replacement_that_dies_while_it_starts_is_replaced_too(tmp_path: Path) -> None:
+    cases.check_that_a_replacement_that_dies_while_it_starts_is_replaced_too(fork, kill_worker, tmp_path)
+
+
+def test_normalisation_goes_over_a_cut_as_over_any_end() -> None:
+    cases.check_that_normalisation_goes_over_a_cut_as_over_any_end(fork, kill_worker)
+
+
+def test_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell() -> None:
+    cases.check_that_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell(
+        fork, kill_worker, shared_memory._Worker, "share"
+    )
+
+
+@pytest.mark.parametrize("method", ["env_method", "get_attr", "set_attr"])
+def test_a_question_to_a_lost_worker_is_asked_again(tmp_path: Path, method: str) -> None:
+    cases.check_that_a_question_to_a_lost_worker_is_asked_again(fork, kill_worker, tmp_path, method)
+
+
+def test_a_reset_after_a_loss_leaves_nothing_to_tell() -> None:
+    cases.check_that_a_reset_after_a_loss_leaves_nothing_to_tell(fork, kill_worker)
+
+
+@pytest.mark.parametrize("max_restarts", [0, 2])
+def test_a_worker_lost_too_often_ends_everything(max_restarts: int) -> None:
+    before = children()
+    cases.check_that_a_worker_lost_too_often_ends_everything(fork, max_restarts)
+    assert children() == before
+
+
+@pytest.mark.parametrize("where", ["make", "step 1"])
+def test_a_worker_that_always_dies_at_once_does_not_go_on_for_ever(tmp_path: Path, where: str) -> None:
+    hopeless = tmp_path / "hopeless"
+
+    def make() -> gym.Env:
+        return DyingEnv(where if hopeless.exists() else "step 5")
+
+    before = children()
+    env = fork([make, partial(DyingEnv, "")], max_restarts=2)
+    env.reset()
+    hopeless.touch()
+    with (
+        pytest.warns(WorkerLostWarning) as told,
+        pytest.raises(WorkerDiedError, match=r"environment 0 .*max_restarts=2"),
+    ):
+        steps_of(env, 10)
+    assert len(told) == 2
+    assert children() == before
+
+
+def test_healthy_steps_give_the_restarts_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    cases.check_that_healthy_steps_give_the_restarts_back(fork, kill_worker, monkeypatch)
+
+
+def test_an_environment_that_raises_in_a_replacement_ends_everything(tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+
+    def make() -> gym.Env:
+        if broken.exists():
+            raise OSError("no such world")
+        return DyingEnv("")
+
+    before = children()
+    env = fork([make] * 4)
+    env.reset()
+    broken.touch()
+    kill_worker(env, 1)
+    with (
+        pytest.warns(WorkerLostWarning),
+        pytest.raises(EnvironmentRaisedError, match=r"environment 2 raised a OSError"),
+    ):
+        steps_of(env, 1)
+    assert children() == before
+
+
+class DiesInClose(DyingEnv):
+    """Kills its process when it is closed."""
+
+    def close(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_death_while_closing_is_the_end_as_well() -> None:
+    before = children()
+    env = fork([partial(DiesInClose, "")] * 2)
+    env.reset()
+    env.close()
+    assert children() == before
+
+
+def test_training_goes_on_over_losses_and_counts_its_steps() -> None:
+    env = fork([partial(gym.make, "CartPole-v1")] * 4)
+    model = PPOClipPaper("MlpPolicy", env, n_steps=32, batch_size=32, n_epochs=1, seed=1, device="cpu")
+    lost: list[tuple[int, int]] = []
+
+    def at_each_step(local: dict[str, Any], _: dict[str, Any]) -> bool:
+        n_calls = local["n_steps"] + 1
+        lost.extend((n_calls, index) for index, info in enumerate(local["infos"]) if info.get("worker_lost"))
+        if n_calls == 20:
+            kill_worker(env, 1)
+        return True
+
+    with pytest.warns(WorkerLostWarning):
+        model.learn(256, at_each_step)
+    env.close()
+    assert model.num_timesteps == 256
+    assert env.lost_workers == 2
+    assert lost == [(21, 2), (21, 3)] * 2
+
+
+def resources() -> dict[str, Any]:
+    """What this process and its children hold, and what they would leave on the machine."""
+    me = psutil.Process()
+    tree = [me, *me.children(recursive=True)]
+    return {
+        "processes": len(tree),
+        "descriptors": sum(process.num_fds() for process in tree),  # the fork server's among them
+        "memory files": sum(Path(f"/proc/{process.pid}/maps").read_text().count("memfd:sb3") for process in tree),
+        "names": {path.name for path in Path("/dev/shm").glob("*") if path.name.startswith(("sem.", "psm_", "sb3"))},
+        "System V": [len(Path("/proc/sysvipc", kind).read_text().splitlines()) for kind in ("sem", "shm")],
+    }
+
+
+def replace(env: SharedMemoryVecEnv, number: int) -> None:
+    kill_worker(env, number)
+    with pytest.warns(WorkerLostWarning):
+        steps_of(env, 2)
+
+
+def check_that_replacements_leave_nothing(n_times: int, start_method: str) -> None:
+    if start_method == "forkserver":
+        SharedMemoryVecEnv([partial(DyingEnv, "")], start_method=start_method).close()  # the fork server stays
+    gc.collect()
+    outside = resources()
+    env = SharedMemoryVecEnv([partial(DyingEnv, "")] * 4, 2, start_method)
+    env.reset()
+
+    replace(env, 0)  # with "fork", a replacement has a copy of what the parent has by now, which the first had not
+    replace(env, 1)
+    before = resources()
+    for number in range(n_times):
+        replace(env, number % 2)
+    assert resources() == before
+    assert env.lost_workers == n_times + 2
+    env.close()
+    del env
+    gc.collect()
+    assert resources() == outside
+
+
+def test_replacements_leave_nothing_behind() -> None:
+    check_that_replacements_leave_nothing(4, "fork")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("start_method", ["forkserver", "fork"])
+def test_50_replacements_leave_nothing_behind(start_method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(chunked, "HEALTHY_STEPS", 1)
+    check_that_replacements_leave_nothing(50, start_method)
+
+
+# ------------------------------------------------------------------ what is left behind
 
 
 def test_closing_during_a_step_leaves_nothing_behind() -> None:
@@ -241,15 +485,15 @@ class InfoWhereItIsCut(gym.Wrapper):
         return observation, self.reward if cut else reward, ends, cut, info | (self.at_end if cut else {})
 
 
-def test_the_monitor_over_actors_writes_what_their_monitors_tell_and_what_was_cut(tmp_path: Path) -> None:
+def test_the_monitor_over_workers_writes_what_their_monitors_tell_and_what_was_cut(tmp_path: Path) -> None:
     def monitored() -> gym.Env:
         whole = Monitor(InfoWhereItIsCut(3, 5.0, {"level": 7}), info_keywords=("level",))
         return TransformReward(whole, lambda reward: 0.1 * float(reward))  # of which the file is to know nothing
 
     def lost() -> gym.Env:
-        return InfoWhereItIsCut(5, 0.0, {"actor_lost": True})
+        return InfoWhereItIsCut(5, 0.0, {"worker_lost": True})
 
-    env = ActorsMonitor(DummyVecEnv([monitored, lost]), tmp_path / "0.monitor.csv", ["level"])
+    env = WorkersMonitor(DummyVecEnv([monitored, lost]), tmp_path / "0.monitor.csv", ["level"])
     env.reset()
     actions = np.zeros(2, np.int64)
     for _ in range(5):
@@ -264,3 +508,8 @@ def test_the_monitor_over_actors_writes_what_their_monitors_tell_and_what_was_cu
     assert written["r"].tolist() == [7.0, 4.0, 7.0, 7.0, 4.0]
     assert written["l"].tolist() == [3, 4, 3, 3, 4]
     assert written["level"].fillna(-1).tolist() == [7, -1, 7, 7, -1]
+
+
+def test_the_names_from_when_only_ray_replaced_workers_stand() -> None:
+    assert ActorsMonitor is WorkersMonitor
+    assert issubclass(ActorLostWarning, WorkerLostWarning)

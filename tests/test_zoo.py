@@ -23,7 +23,7 @@ from torch import nn
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, zoo
 from sb3_ppo_variants.envs import TASKS
-from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
+from sb3_ppo_variants.vec_env import SharedMemoryVecEnv, WorkerLostWarning
 
 Factory = Callable[..., Any]
 OTHERS = {"Pendulum-v1", "CartPole-v1", "HalfCheetah-v5"}
@@ -326,7 +326,7 @@ def test_a_config_gives_the_vectorised_environment_its_arguments(make_manager: F
         (
             {"name": "shared_memory", "n_worker": 2},
             r"unknown argument of vec_env: shared_memory, 'n_worker', did you mean 'n_workers'\? "
-            r"\(allowed: n_workers, start_method\)",
+            r"\(allowed: max_restarts, n_workers, start_method\)",
         ),
         ({"name": "dummy", "n_workers": 2}, r"unknown argument of vec_env: dummy, 'n_workers' \(allowed: none\)"),
         ({"n_workers": 2}, r"vec_env must be a name or a mapping with a name; got {'n_workers': 2}"),
@@ -336,6 +336,20 @@ def test_a_config_gives_the_vectorised_environment_its_arguments(make_manager: F
 def test_wrong_arguments_of_a_vectorised_environment(build: Factory, choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(hyperparams={"vec_env": choice})
+
+
+@pytest.mark.slow
+def test_shared_memory_steps_training_and_evaluation(make_manager: Factory, tmp_path: Path) -> None:
+    choice = {"name": "shared_memory", "n_workers": 2, "start_method": "fork"}
+    config = write_config(tmp_path, vec_env=choice, n_envs=4, n_steps=32, batch_size=32)
+    manager = make_manager(config=config, eval_freq=128, log_interval=-1)
+    model, _ = manager.setup_experiment()
+    manager.learn(model)  # and evaluates: a warning of SB3's of unlike environments would be an error
+    assert [type(env.unwrapped) for env in manager._opened] == [SharedMemoryVecEnv] * 2
+    assert (Path(manager.save_path) / "evaluations.npz").is_file()
+    assert len(load_results(manager.save_path)) > 0
+    for env in manager._opened:
+        env.close()
 
 
 @pytest.mark.slow  # Ray takes seconds to start
@@ -358,13 +372,8 @@ def test_ray_steps_the_training_and_evaluation_stays_here(make_manager: Factory,
     training.close()
 
 
-@pytest.mark.slow
-def test_the_monitor_of_a_training_over_ray_is_the_learners(make_manager: Factory, tmp_path: Path) -> None:
-    ray = pytest.importorskip("ray")
-    from sb3_ppo_variants.vec_env import ActorLostWarning
-
-    choice = {"name": "ray", "n_actors": 2, "num_cpus": 0.5}
-    manager = make_manager(config=write_config(tmp_path, vec_env=choice, n_envs=4, normalize=True))
+def play_over_a_loss(manager: Any, kill: Callable[[Any], None]) -> None:
+    """Train's environments with a loss of the second of two workers: what the monitor writes and the infos tell."""
     model, _ = manager.setup_experiment()
     env = model.get_env()
     env.reset()
@@ -372,8 +381,8 @@ def test_the_monitor_of_a_training_over_ray_is_the_learners(make_manager: Factor
     told = [info["episode"] for _ in range(40) for info in env.step(np.zeros(4, np.int64))[3] if "episode" in info]
     assert len(load_results(str(folder))) == len(told) > 0
     lengths = env.unwrapped.get_attr("_elapsed_steps")  # of gymnasium's TimeLimit: since the last reset
-    ray.kill(env.unwrapped._chunks[1]._handle)
-    with pytest.warns(ActorLostWarning):
+    kill(env.unwrapped._chunks[1])
+    with pytest.warns(WorkerLostWarning):
         env.unwrapped.get_attr("render_mode")  # so that the loss is sure to be seen before the step
     infos = env.step(np.zeros(4, np.int64))[3]
     now = [info["episode"] for info in infos if "episode" in info]
@@ -384,6 +393,24 @@ def test_the_monitor_of_a_training_over_ray_is_the_learners(make_manager: Factor
     assert written["l"].tolist() == [episode["l"] for episode in [*told, *now]]
     assert [path.name for path in folder.glob("*.monitor.csv")] == ["0.monitor.csv"]
     env.close()
+
+
+@pytest.mark.slow
+def test_the_monitor_of_a_training_over_ray_is_the_learners(make_manager: Factory, tmp_path: Path) -> None:
+    ray = pytest.importorskip("ray")
+    choice = {"name": "ray", "n_actors": 2, "num_cpus": 0.5}
+    manager = make_manager(config=write_config(tmp_path, vec_env=choice, n_envs=4, normalize=True))
+    play_over_a_loss(manager, lambda actor: ray.kill(actor._handle))
+
+
+def test_the_monitor_of_a_training_over_shared_memory_is_the_learners(make_manager: Factory, tmp_path: Path) -> None:
+    def kill(started: Any) -> None:
+        started._process.kill()
+        started._process.join()
+
+    choice = {"name": "shared_memory", "n_workers": 2, "start_method": "fork"}
+    config = write_config(tmp_path, vec_env=choice, n_envs=4, normalize=True)
+    play_over_a_loss(make_manager(config=config), kill)
 
 
 def test_ray_that_is_not_installed_is_named(build: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +159,29 @@ class DyingEnv(RandomEnv):
         return number
 
 
+def dying(tmp_path: Path, where: str, n_envs: int = 4, victim: int = 2) -> list[Callable[[], gym.Env]]:
+    """Environments of which one kills its process the first time that it comes to ``where``."""
+    return [partial(DyingEnv, where if i == victim else "", str(tmp_path / "died")) for i in range(n_envs)]
+
+
+def dying_second(path: str) -> gym.Env:
+    """Environments of which the second kills its process while it is made."""
+    with open(path, "a") as made:
+        made.write("x")
+        here = made.tell()
+    if here == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return DyingEnv("")
+
+
+def steps_of(env: Any, n_steps: int) -> list[Any]:
+    return [env.step(np.full((env.num_envs, 2), 0.5, np.float32)) for _ in range(n_steps)]
+
+
+def losses_in(infos: Any) -> list[bool]:
+    return [info.get("worker_lost", False) for info in infos]
+
+
 # ------------------------------------------------------------------ what every vectorised environment of ours does
 
 
@@ -280,3 +306,259 @@ def check_that_what_cannot_be_pickled_is_told(env: Any) -> None:
 
 def _loaded(_: gym.Env) -> set[str]:
     return {"torch", "stable_baselines3", "numpy"} & set(sys.modules)
+
+
+# ------------------------------------------------------------------ what every one does that replaces lost workers
+
+# Makes environments in two workers, unless told otherwise; and kills the worker of a number, and waits for its end.
+Make = Callable[..., Any]
+Kill = Callable[[Any, int], None]
+
+
+def check_a_loss_during_a_step_truncates_its_episodes_and_no_others(
+    make: Make, tmp_path: Path, message: str, victim: int
+) -> None:
+    """``message`` is the warning's beginning, and ``victim`` 2 or 3, either of the second worker's environments."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    def run(folder: Path) -> tuple[list[Any], list[Any], Any]:
+        folder.mkdir()
+        env = make(dying(folder, "step 3", victim=victim))
+        env.seed(5)
+        first = [env.reset(), *steps_of(env, 2)]
+        with pytest.warns(env.LOST_WARNING, match=f"{message}; its environments are made anew.*") as told:
+            rest = steps_of(env, 1)
+        assert "episodes truncated (restart 1 of at most max_restarts" in str(told[0].message)
+        assert told[0].filename == __file__
+        rest += steps_of(env, 4)
+        env.close()
+        return first, rest, env
+
+    first, rest, env = run(tmp_path / "a")
+    observations, rewards, dones, infos = rest[0]
+    assert dones.tolist() == [False, False, True, True]
+    assert rewards[2:].tolist() == [0, 0]
+    assert rewards.dtype == np.float32
+    for index in (2, 3):
+        assert set(infos[index]) == {"TimeLimit.truncated", *env.LOST_KEYS, "terminal_observation"}
+        assert all(infos[index][key] is True for key in ("TimeLimit.truncated", *env.LOST_KEYS))
+        # Not what the worker may have written before it died.
+        assert np.array_equal(infos[index]["terminal_observation"], first[-1][0][index])
+    assert not any(any(losses_in(step[3])) for step in rest[1:])
+    assert env.lost_workers == 1
+
+    # The others never notice.
+    theirs = DummyVecEnv(dying(tmp_path, "never"))
+    theirs.seed(5)
+    expected = [theirs.reset(), *steps_of(theirs, 7)]
+    for ours, dummys in zip(rest, expected[3:], strict=True):
+        assert_same([part[:2] for part in ours], [part[:2] for part in dummys])
+    # What is drawn after it is another stream than before, and the same in every run.
+    assert not np.array_equal(observations[2:], first[0][2:])
+    assert env.reset_infos[2]["drawn"] != theirs.reset_infos[2]["drawn"]
+    assert_same(run(tmp_path / "b")[1], rest)
+
+
+def check_that_the_terminal_observation_has_the_form_of_the_space(env: Any, kill: Kill, observations: str) -> None:
+    """Of two environments in two workers."""
+    seen: Any = env.reset()
+    kept = deepcopy(seen)
+    parts = seen.values() if isinstance(seen, dict) else seen if isinstance(seen, tuple) else [seen]
+    for part in parts:
+        part[:] = 0  # what was handed out is the caller's
+    kill(env, 1)
+    with pytest.warns(env.LOST_WARNING):
+        *_, infos = steps_of(env, 1)[0]
+    terminal = infos[1]["terminal_observation"]
+    if observations == "dict":
+        assert_same(terminal, {key: array[1] for key, array in kept.items()})
+    elif observations == "tuple":
+        assert_same(terminal, tuple(array[1] for array in kept))
+    else:
+        assert_same(terminal, kept[1])
+    env.close()
+
+
+def check_that_a_loss_during_a_reset_changes_nothing(make: Make, tmp_path: Path) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    env = make(dying(tmp_path, "reset 1"))
+    with pytest.warns(env.LOST_WARNING, match="made anew .restart 1"):
+        ours = trajectory(env)
+    assert env.lost_workers == 1
+    assert_same(ours, trajectory(DummyVecEnv(dying(tmp_path, "never"))))
+
+
+def check_that_a_loss_in_a_later_reset_cuts_nothing(make: Make, tmp_path: Path) -> None:
+    env = make(dying(tmp_path, "reset 2"))
+    env.reset()
+    steps_of(env, 1)
+    with pytest.warns(env.LOST_WARNING) as told:
+        env.reset()
+    assert "made anew (restart 1" in str(told[0].message)
+    assert told[0].filename == __file__
+    *_, infos = steps_of(env, 1)[0]
+    assert not any(losses_in(infos))
+    env.close()
+
+
+def check_two_workers_lost_in_one_step(make: Make, tmp_path: Path) -> None:
+    victims = {0: "first", 2: "second"}
+    fns: list[Callable[[], gym.Env]] = [
+        partial(DyingEnv, "step 2" if i in victims else "", str(tmp_path / victims.get(i, ""))) for i in range(4)
+    ]
+    env = make(fns, 4)
+    env.reset()
+    steps_of(env, 1)
+    with pytest.warns(env.LOST_WARNING) as told:
+        _, _, dones, infos = steps_of(env, 1)[0]
+    assert [re.findall(r"of (environment \d)", str(warning.message)) for warning in told] == [
+        ["environment 0"],
+        ["environment 2"],
+    ]
+    assert dones.tolist() == [True, False, True, False]
+    assert losses_in(infos) == [True, False, True, False]
+    assert env.lost_workers == 2
+    assert not steps_of(env, 1)[0][2].any()
+    env.close()
+
+
+def check_that_a_replacement_that_dies_while_it_starts_is_replaced_too(make: Make, kill: Kill, tmp_path: Path) -> None:
+    count = tmp_path / "made"
+    env = make([partial(DyingEnv, ""), partial(dying_second, str(count))])
+    env.reset()
+    kill(env, 1)
+    with pytest.warns(env.LOST_WARNING) as told:
+        _, _, dones, infos = steps_of(env, 1)[0]
+    assert [re.findall(r"restart \d", str(warning.message)) for warning in told] == [["restart 1"], ["restart 2"]]
+    assert env.lost_workers == 2
+    assert len(count.read_text()) == 3
+    assert dones.tolist() == [False, True]
+    assert losses_in(infos) == [False, True]
+    env.close()
+
+
+def check_that_normalisation_goes_over_a_cut_as_over_any_end(make: Make, kill: Kill) -> None:
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    inner = make([partial(DyingEnv, "")] * 4)
+    env = VecNormalize(inner)
+    normal: Any = env.normalize_obs
+    env.reset()
+    steps_of(env, 3)
+    last: Any = env.get_original_obs()
+    kill(inner, 1)
+    with pytest.warns(inner.LOST_WARNING):
+        env.get_attr("n_steps")
+    observations, _, dones, infos = steps_of(env, 1)[0]
+    first: Any = env.get_original_obs()
+    assert dones.tolist() == [False, False, True, True]
+    for index in (2, 3):
+        assert np.array_equal(infos[index]["terminal_observation"], normal(last[index]))
+        assert np.array_equal(observations[index], normal(first[index]))
+    assert not np.array_equal(first[2:], last[2:])
+    assert env.returns[2:].tolist() == [0, 0]
+    env.close()
+
+
+def check_that_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell(
+    make: Make, kill: Kill, where: Any, name: str
+) -> None:
+    """Ctrl-C comes in ``where.name``, with which a start waits."""
+
+    def interrupted(*_args: Any, **_kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    env = make([partial(DyingEnv, "")] * 4)
+    env.reset()
+    kill(env, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, name, interrupted)
+        with pytest.warns(env.LOST_WARNING), pytest.raises(KeyboardInterrupt):
+            env.get_attr("n_steps")
+    _, _, dones, infos = steps_of(env, 1)[0]
+    assert dones.tolist() == [False, False, True, True]
+    assert losses_in(infos) == [False, False, True, True]
+    assert env.lost_workers == 1
+    assert not steps_of(env, 1)[0][2].any()
+    env.close()
+
+
+def check_that_a_question_to_a_lost_worker_is_asked_again(make: Make, kill: Kill, tmp_path: Path, method: str) -> None:
+    env = make(dying(tmp_path, "method"))
+    env.seed(5)
+    env.reset()
+    env.set_attr("level", 4, indices=[3, 1])
+    env.env_method("set_wrapper_attr", "level", 9, indices=3)  # an effect that is gone with the environment
+    last = steps_of(env, 2)[-1][0]
+    if method != "env_method":
+        kill(env, 1)
+    ask: dict[str, Callable[[], Any]] = {
+        "env_method": partial(env.env_method, "die_or_add", 10),
+        "get_attr": partial(env.get_attr, "n_steps"),
+        "set_attr": partial(env.set_attr, "mark", "here"),
+    }
+    with pytest.warns(env.LOST_WARNING):
+        answer = ask[method]()
+    assert answer == {"env_method": [10] * 4, "get_attr": [2, 2, 0, 0], "set_attr": None}[method]
+    assert env.has_attr("mark") == (method == "set_attr")
+    assert env.get_attr("level") == [0, 4, 0, 4]
+    # The next step tells of the cut; it does not step the new environments, whose observations nobody has seen.
+    observations, rewards, dones, infos = steps_of(env, 1)[0]
+    assert env.get_attr("n_steps") == [3, 3, 0, 0]
+    assert dones.tolist() == [False, False, True, True]
+    assert rewards[2:].tolist() == [0, 0]
+    assert losses_in(infos) == [False, False, True, True]
+    assert_same(infos[2]["terminal_observation"], last[2])
+    assert not np.array_equal(observations[2], last[2])
+    *_, infos = steps_of(env, 1)[0]
+    assert not any(losses_in(infos))
+    assert env.get_attr("n_steps") == [4, 4, 1, 1]
+    env.close()
+
+
+def check_that_a_reset_after_a_loss_leaves_nothing_to_tell(make: Make, kill: Kill) -> None:
+    from stable_baselines3.common.vec_env import DummyVecEnv
+
+    env = make(functions("box", "box", 4))
+    env.reset()
+    kill(env, 0)
+    with pytest.warns(env.LOST_WARNING):
+        env.get_attr("n_steps")
+    assert_same(trajectory(env), trajectory(DummyVecEnv(functions("box", "box", 4))))
+
+
+def check_that_a_worker_lost_too_often_ends_everything(make: Make, max_restarts: int) -> None:
+    from sb3_ppo_variants.vec_env import WorkerDiedError
+
+    env = make([partial(DyingEnv, "method")] * 2, 2, max_restarts=max_restarts)
+    message = f"of environment 1 .*max_restarts={max_restarts} allows no further restart"
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with pytest.raises(WorkerDiedError, match=message):
+            env.env_method("die_or_add", 1, indices=1)
+    assert [warning.category for warning in told] == [env.LOST_WARNING] * max_restarts
+    assert env.lost_workers == max_restarts + 1
+    assert env.closed
+
+
+def check_that_healthy_steps_give_the_restarts_back(make: Make, kill: Kill, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sb3_ppo_variants.vec_env import WorkerDiedError, chunked
+
+    monkeypatch.setattr(chunked, "HEALTHY_STEPS", 3)
+    env = make([partial(DyingEnv, "")] * 2, max_restarts=1)
+    env.reset()
+    seen = []
+    for _ in range(3):
+        kill(env, 1)
+        with pytest.warns(env.LOST_WARNING, match="restart 1 of at most max_restarts=1"):
+            seen.append(steps_of(env, 1)[0][0][1])
+        steps_of(env, 3)
+    assert env.lost_workers == 3
+    assert len(np.unique(seen, axis=0)) == 3  # each restart draws seeds of its own
+    kill(env, 1)
+    with pytest.warns(env.LOST_WARNING):
+        steps_of(env, 2)
+    kill(env, 1)  # too early
+    with pytest.raises(WorkerDiedError, match="max_restarts=1 allows no further restart"):
+        steps_of(env, 1)

@@ -9,11 +9,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from sb3_ppo_variants.vec_env.episode_start import record_episodes
-from sb3_ppo_variants.vec_env.worker import ActorLostWarning, EnvironmentRaisedError, WorkerDiedError
+from sb3_ppo_variants.vec_env.worker import (
+    ActorLostWarning,
+    EnvironmentRaisedError,
+    WorkerDiedError,
+    WorkerLostWarning,
+)
 
 if TYPE_CHECKING:
     from sb3_ppo_variants.vec_env.chunked import ChunkedVecEnv
-    from sb3_ppo_variants.vec_env.monitor import ActorsMonitor
+    from sb3_ppo_variants.vec_env.monitor import ActorsMonitor, WorkersMonitor
     from sb3_ppo_variants.vec_env.ray import RayVecEnv as RayVecEnv
     from sb3_ppo_variants.vec_env.shared_memory import SharedMemoryVecEnv
 
@@ -25,6 +30,8 @@ __all__ = [
     "EnvironmentRaisedError",
     "SharedMemoryVecEnv",
     "WorkerDiedError",
+    "WorkerLostWarning",
+    "WorkersMonitor",
     "record_episodes",
 ]
 
@@ -33,6 +40,7 @@ _MODULES = {
     "ChunkedVecEnv": "chunked",
     "RayVecEnv": "ray",
     "SharedMemoryVecEnv": "shared_memory",
+    "WorkersMonitor": "monitor",
 }
 
 

@@ -31,13 +31,19 @@ class SharedArrays(NamedTuple):
 
     @classmethod
     def over(
-        cls, memory: mmap.mmap | None, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
+        cls,
+        memory: mmap.mmap | None,
+        observation_space: spaces.Space,
+        action_space: spaces.Space,
+        n_envs: int,
+        start: int = 0,
     ) -> tuple[SharedArrays, int]:
-        """The arrays laid out in ``memory``, and the bytes that they take.
+        """The arrays laid out in ``memory``, and the byte after the last of theirs.
 
         :param memory: None: the arrays get memory of their own
+        :param start: where in the memory they begin, in bytes
         """
-        end = 0
+        end = start
 
         def place(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
             nonlocal end
@@ -58,6 +64,24 @@ class SharedArrays(NamedTuple):
         observations = {key: array[part] for key, array in self.observations.items()}
         actions = None if self.actions is None else self.actions[part]
         return SharedArrays(observations, actions, self.rewards[part], self.dones[part])
+
+
+def banks_in(
+    memory: mmap.mmap, observation_space: spaces.Space, action_space: spaces.Space, n_envs: int
+) -> tuple[SharedArrays, SharedArrays]:
+    """The two sets of arrays in a memory of :func:`bytes_of_banks`.
+
+    Workers write into one, while the other keeps what they wrote before: a worker that dies while it writes spoils
+    nothing that was received.
+    """
+    first, end = SharedArrays.over(memory, observation_space, action_space, n_envs)
+    return first, SharedArrays.over(memory, observation_space, action_space, n_envs, end)[0]
+
+
+def bytes_of_banks(observation_space: spaces.Space, action_space: spaces.Space, n_envs: int) -> int:
+    """The bytes that :func:`banks_in` needs."""
+    _, end = SharedArrays.over(None, observation_space, action_space, n_envs)
+    return SharedArrays.over(None, observation_space, action_space, n_envs, end)[1]
 
 
 def parts_of(space: spaces.Space) -> dict[Any, spaces.Space]:

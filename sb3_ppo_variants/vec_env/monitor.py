@@ -1,4 +1,4 @@
-"""``ActorsMonitor``: one file for the episodes of environments in Ray actors, on the learner's machine."""
+"""``WorkersMonitor``: one file for the episodes of environments in workers, written by the learner."""
 
 from __future__ import annotations
 
@@ -12,32 +12,52 @@ from stable_baselines3.common.monitor import ResultsWriter
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
 
-class ActorsMonitor(VecEnvWrapper):
-    """Writes the episodes that SB3's ``Monitor`` tells of in the infos, and those that ended with their actor.
+class WorkersMonitor(VecEnvWrapper):
+    """Writes the episodes that SB3's ``Monitor`` tells of in the infos, and those that ended with their worker.
 
-    A ``Monitor`` in an actor would write its file on the actor's machine, and its replacement begin the file anew.
-    SB3's ``VecMonitor`` would count what wrappers outside the ``Monitor`` make of rewards and episodes, which for Atari
-    are signs and lives.
+    A ``Monitor`` with a file of its own would write it on the worker's machine, and the ``Monitor`` of a worker's
+    replacement would begin the file anew: what was in it would be lost. SB3's ``VecMonitor`` would count what wrappers
+    outside the ``Monitor`` make of rewards and episodes, which for Atari are signs and lives.
 
-    The row of an episode that ended with its actor has the rewards that the learner received of it and the number of
+    The row of an episode that ended with its worker has the rewards that the learner received of it and the number of
     their steps; nothing else is known of it.
 
     :param venv: environments that are each in a ``Monitor`` without a file
     :param path: of the file, which ends in ``monitor.csv``, as SB3's ``load_results`` looks for; None: no file
     :param info_keywords: what else the infos of an episode's last step have for the file
+    :param override_existing: False: add to the file, which must be there
     """
 
-    def __init__(self, venv: VecEnv, path: str | Path | None, info_keywords: Sequence[str] = ()):
+    def __init__(
+        self,
+        venv: VecEnv,
+        path: str | Path | None,
+        info_keywords: Sequence[str] = (),
+        override_existing: bool = True,
+    ):
         super().__init__(venv)
         self._begin = time.time()
         self._writer = None
         if path is not None:
-            self._writer = ResultsWriter(str(path), {"t_start": self._begin}, tuple(info_keywords))
+            header: dict[str, float | str] = {"t_start": self._begin}
+            self._writer = ResultsWriter(str(path), header, tuple(info_keywords), override_existing)
         self._forget()
 
     def _forget(self) -> None:
         self._returns = np.zeros(self.num_envs)
         self._lengths = np.zeros(self.num_envs, np.int64)
+
+    def get_resume_state(self) -> float:
+        """For how many seconds it has counted, for a resume bundle."""
+        return time.time() - self._begin
+
+    def set_resume_state(self, state: float) -> None:
+        """The reverse of :meth:`get_resume_state`."""
+        self._begin = time.time() - state
+
+    def shift_clock(self, seconds: float) -> None:
+        """Count on as if the computer's clock had not jumped by so many seconds."""
+        self._begin += seconds
 
     def reset(self) -> VecEnvObs:
         """Reset all environments.
@@ -56,7 +76,7 @@ class ActorsMonitor(VecEnvWrapper):
         self._returns += rewards
         self._lengths += 1
         for index, info in enumerate(infos):
-            if info.get("actor_lost"):
+            if info.get("worker_lost"):
                 # Its last step is the one that did not take place.
                 info["episode"] = {"r": round(float(self._returns[index]), 6), "l": int(self._lengths[index]) - 1}
             if "episode" in info:
@@ -64,7 +84,7 @@ class ActorsMonitor(VecEnvWrapper):
         return observations, rewards, dones, infos
 
     def _end_episode(self, index: int, told: dict[str, Any]) -> None:
-        # An actor's own time begins with that actor.
+        # A worker's own time begins with that worker.
         told["t"] = round(time.time() - self._begin, 6)
         if self._writer is not None:
             self._writer.write_row(told)
@@ -75,3 +95,7 @@ class ActorsMonitor(VecEnvWrapper):
         if self._writer is not None:
             self._writer.close()
         self.venv.close()
+
+
+ActorsMonitor = WorkersMonitor
+"""Its name from when only ``RayVecEnv`` replaced workers."""

@@ -8,31 +8,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import gymnasium as gym
-import numpy as np
 import ray
 
 from sb3_ppo_variants.vec_env.layout import SharedArrays
-from sb3_ppo_variants.vec_env.worker import EnvChunk, ask_set_attributes, failure_of, pickled
-
-
-class Arrays(NamedTuple):
-    """What a reset or step gave, over the actor's environments."""
-
-    observations: dict[Any, np.ndarray]
-    """``(n, *shape)`` of each part of the observation space"""
-    rewards: np.ndarray
-    """``(n,)``; of no meaning after a reset"""
-    dones: np.ndarray
-    """``(n,)``; of no meaning after a reset"""
-
-
-class Answer(NamedTuple):
-    """An actor's answer to a command."""
-
-    value: Any
-    """what the chunk's method returned, or a ``Failure``"""
-    arrays: Arrays | None
-    """None for a command that neither resets nor steps"""
+from sb3_ppo_variants.vec_env.worker import Answer, Arrays, EnvChunk, failure_of, pickled
 
 
 class Start(NamedTuple):
@@ -78,7 +57,7 @@ class EnvActor:
             command, arguments = pickle.loads(message)
             return pickled(self._obey(command, arguments))
         except Exception as error:
-            return pickled(Answer(failure_of(error, self._name), None))
+            return pickled(Answer(failure_of(error, self._name)))
 
     def _obey(self, command: str, arguments: tuple[Any, ...]) -> Answer:
         if command == "start":
@@ -86,7 +65,7 @@ class EnvActor:
         assert self._chunk is not None
         if command == "attach":
             self._attach(self._chunk, *arguments)
-            return Answer(None, None)
+            return Answer(None)
         value = getattr(self._chunk, command)(*arguments)
         return Answer(value, self._arrays(self._chunk) if command in ("reset", "step") else None)
 
@@ -95,13 +74,9 @@ class EnvActor:
         self._chunk = chunk = EnvChunk(pickle.loads(start.pickled_env_fns), start.first)
         if start.spaces is not None:
             self._attach(chunk, *start.spaces)
-        for index, values in enumerate(start.attributes, start.first):
-            chunk.call([index], ask_set_attributes, values)
-        started = Started(chunk.spaces(), _place(), [])
-        if start.seeds is None:
-            return Answer(started, None)
-        infos = chunk.reset(start.seeds, [{}] * len(start.seeds))
-        return Answer(started._replace(reset_infos=infos), self._arrays(chunk))
+        infos = chunk.begin(start.attributes, start.seeds)
+        arrays = None if start.seeds is None else self._arrays(chunk)
+        return Answer(Started(chunk.spaces(), _place(), infos), arrays)
 
     def _attach(self, chunk: EnvChunk, observation_space: gym.Space, action_space: gym.Space) -> None:
         chunk.arrays, _ = SharedArrays.over(None, observation_space, action_space, len(chunk.envs))

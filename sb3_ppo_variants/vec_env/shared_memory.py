@@ -9,6 +9,7 @@ import os
 import pickle
 import signal
 import time
+import weakref
 from collections.abc import Callable
 from multiprocessing import connection, reduction
 from typing import Any
@@ -16,13 +17,19 @@ from typing import Any
 import cloudpickle
 import gymnasium as gym
 import numpy as np
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from sb3_ppo_variants.arguments import require_choice
 from sb3_ppo_variants.vec_env import worker
-from sb3_ppo_variants.vec_env.chunked import Chunk, ChunkedVecEnv, raise_failures, require_chunks
-from sb3_ppo_variants.vec_env.layout import SharedArrays, anonymous_file
-from sb3_ppo_variants.vec_env.worker import WorkerDiedError
+from sb3_ppo_variants.vec_env.chunked import (
+    Chunk,
+    ChunkedVecEnv,
+    Loss,
+    raise_failures,
+    require_chunks,
+    require_max_restarts,
+)
+from sb3_ppo_variants.vec_env.layout import anonymous_file, banks_in, bytes_of_banks
+from sb3_ppo_variants.vec_env.worker import Answer, WorkerDiedError
 
 # Seconds that workers have to close their environments before they are ended.
 CLOSING_SECONDS = 5.0
@@ -31,20 +38,37 @@ CLOSING_SECONDS = 5.0
 class SharedMemoryVecEnv(ChunkedVecEnv):
     """Environments in worker processes, several to each, with observations and actions in shared memory.
 
-    Gives what SB3's ``DummyVecEnv`` gives for the same seeds, whatever the number of workers. Takes any gymnasium
-    environment whose observations are a Box, Discrete, MultiDiscrete or MultiBinary, or a Dict or Tuple of those.
+    Gives what SB3's ``DummyVecEnv`` gives for the same seeds, whatever the number of workers, as long as no worker is
+    lost. Takes any gymnasium environment whose observations are a Box, Discrete, MultiDiscrete or MultiBinary, or a
+    Dict or Tuple of those. As with SB3's ``SubprocVecEnv``, start methods other than ``"fork"`` need the program's
+    entry point under ``if __name__ == "__main__":``.
 
-    An environment that raises in a reset or step, or a worker that dies, ends the whole with an exception that names
-    the environment; nothing stays behind. One that raises in any other method, or an answer that cannot be pickled,
-    ends nothing. As with SB3's ``SubprocVecEnv``, start methods other than ``"fork"`` need the program's entry point
-    under ``if __name__ == "__main__":``.
+    A worker that is lost (its process ended: a crash in a simulator, the system out of memory, a signal) is replaced:
+    its environments are made anew, get the attributes that :meth:`set_attr` gave them, and are reset with seeds drawn
+    from their last seeds and the number of replacements. A :class:`WorkerLostWarning` tells of it. What was under way:
+
+    - in a step, or between steps: the episodes are cut. The step gives reward 0, ``done``, and infos with
+      ``TimeLimit.truncated``, ``worker_lost`` and, as ``terminal_observation``, the last observation received;
+    - in :meth:`reset`: the reset is done again, with the seeds and options that were set;
+    - in any other method: the question is asked again of the new environments (a method with an effect may so be
+      called twice; its effect on the old ones is gone), and the next step tells of the cut as above.
+
+    A worker that dies while the environments are first made ends the whole. With ``"fork"``, a replacement is a copy of
+    the program as it is by then, threads of torch's and all; the others start from a clean process.
+
+    An environment that raises is no lost worker. In a reset or step it ends the whole with an exception that names the
+    environment, and nothing stays behind; in any other method, as an answer that cannot be pickled, it ends nothing.
 
     :param env_fns: functions that make the environments, each a new one
     :param n_workers: worker processes; None: as many as the process may use cores, at most one per environment
     :param start_method: ``"forkserver"`` (default where there is one), ``"spawn"`` or ``"fork"``
+    :param max_restarts: how often each worker may be replaced without 100 steps of all environments between, which
+        tell an accident from a worker that always dies; 0: a worker that dies ends the whole
     :raises ValueError: for an argument outside its range, named in the message
     :raises TypeError: for an observation space with a part that is no array
-    :raises EnvironmentRaisedError: if an environment cannot be made
+    :raises EnvironmentRaisedError: if an environment cannot be made, or raises in a reset or step
+    :raises WorkerDiedError: if a worker is lost more often than ``max_restarts``
+    :raises RuntimeError: if used after :meth:`close`, or asked something during a step
     """
 
     def __init__(
@@ -52,48 +76,36 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         env_fns: list[Callable[[], gym.Env]],
         n_workers: int | None = None,
         start_method: str | None = None,
+        max_restarts: int = 10,
     ):
         require_chunks(env_fns, "n_workers", n_workers)
+        require_max_restarts(max_restarts)
         n_envs = len(env_fns)
         methods = multiprocessing.get_all_start_methods()
         if start_method is None:
             start_method = "forkserver" if "forkserver" in methods else "spawn"
         require_choice("start_method", start_method, methods)
 
-        self._chunks: list[_Worker] = []
-        chunks = np.array_split(np.arange(n_envs), n_workers or min(n_envs, len(os.sched_getaffinity(0))))
+        self._prepare(n_envs, max_restarts)
+        self._forget_memory: Callable[[], Any] | None = None
+        self._bank = 0  # which of the two that _incoming is
+        parts = np.array_split(np.arange(n_envs), n_workers or min(n_envs, len(os.sched_getaffinity(0))))
+        self._chunks = [_Worker(start_method, [env_fns[index] for index in part], int(part[0])) for part in parts]
         try:
-            for chunk in chunks:
-                fns = [env_fns[index] for index in chunk]
-                self._chunks.append(
-                    _Worker(start_method, fns, int(chunk[0]), [other.connection for other in self._chunks])
-                )
-            observation_space, action_space = self._gather()[0]
-            _, size = SharedArrays.over(None, observation_space, action_space, n_envs)
+            observation_space, action_space = self._first_spaces()
+            size = bytes_of_banks(observation_space, action_space, n_envs)
             descriptor = anonymous_file(size)
-            try:
-                for started in self._chunks:
-                    started.share(descriptor, observation_space, action_space, n_envs)
-                memory = mmap.mmap(descriptor, size)
-            finally:
-                os.close(descriptor)
-            self._arrays, _ = SharedArrays.over(memory, observation_space, action_space, n_envs)
-            self._gather()
+            # Open until the end, for workers that replace others; closed too where nobody closes the environments.
+            self._forget_memory = weakref.finalize(self, os.close, descriptor)
+            self._memory = (descriptor, observation_space, action_space, n_envs)
+            banks = banks_in(mmap.mmap(descriptor, size), observation_space, action_space, n_envs)
+            self._incoming, self._arrays = banks
+            _, lost = self._attach(list(self._chunks))
+            _raise_losses(lost)
             super().__init__(n_envs, observation_space, action_space)
         except BaseException:
             self._end_workers()
             raise
-
-    def reset(self) -> VecEnvObs:
-        """Reset all environments, with the seeds and options that were set.
-
-        :return: observations, ``(N, *obs_shape)`` or a dict or tuple of such
-        :raises RuntimeError: if closed, or during a step
-        """
-        self._require_no_step()
-        for started in self._chunks:
-            self._send(started, "reset", self._seeds[started.part], self._options[started.part])
-        return self._reset_return(self._gather())
 
     def step_async(self, actions: np.ndarray) -> None:
         """Begin a step.
@@ -102,31 +114,24 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         :raises ValueError: if there is not one for each environment; nothing has happened then
         :raises RuntimeError: if closed, or during a step
         """
-        self._require_no_step()
+        self._require_ready()
         self._require_actions(actions)
-        shared = self._arrays.actions
-        fits = shared is not None and isinstance(actions, np.ndarray) and actions.dtype == shared.dtype
-        if shared is not None and fits and actions.shape == shared.shape:
-            shared[:] = actions
-            for started in self._chunks:
-                self._send(started, "step", None)
-        else:  # another type or shape: each environment gets its row as it is
-            for started in self._chunks:
-                self._send(started, "step", list(actions[started.part]))
+        shared = self._incoming.actions
+        as_they_are = True  # another type or shape than the space's: each environment gets its row
+        if shared is not None and isinstance(actions, np.ndarray):
+            as_they_are = actions.dtype != shared.dtype or actions.shape != shared.shape
+            if not as_they_are:
+                shared[:] = actions
+        with self._ending_on_error():
+            # Whoever chose the actions has not seen yet that a worker was replaced: its environments wait.
+            stepped = [started for started in self._chunks if started.cut is None]
+            self._pending = {
+                started: self._send(started, "step", list(actions[started.part]) if as_they_are else None)
+                for started in stepped
+            }
         self.waiting = True
 
-    def step_wait(self) -> VecEnvStepReturn:
-        """End the step that :meth:`step_async` began.
-
-        :return: observations, rewards ``(N,)``, ends ``(N,)``, infos
-        :raises RuntimeError: if closed
-        """
-        self._require_open()
-        results = self._gather()
-        self.waiting = False
-        return self._step_return(results)
-
-    def _require_no_step(self) -> None:
+    def _require_ready(self) -> None:
         """Check that the next answer of a worker will be to what it is asked now.
 
         :raises RuntimeError: if closed, or if a step is under way
@@ -135,81 +140,126 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         if self.waiting:
             raise RuntimeError("a step is under way; end it with step_wait first")
 
-    def _call_chunks(self, calls: list[tuple[_Worker, tuple[Any, ...]]]) -> list[Any]:
-        self._require_no_step()
-        try:
-            for started, arguments in calls:
-                started.send("call", *arguments)
-            return [started.receive() for started, _ in calls]
-        except WorkerDiedError:
-            self._end_workers()
-            raise
+    def _send(self, chunk: _Worker, command: str, *arguments: Any) -> Any:
+        chunk.send(self._bank, command, *arguments)
 
-    def _send(self, started: _Worker, command: str, *arguments: Any) -> None:
-        try:
-            started.send(command, *arguments)
-        except WorkerDiedError:
-            self._end_workers()
-            raise
+    def _receive(self, asked: dict[_Worker, Any]) -> tuple[dict[_Worker, Answer], dict[_Worker, Loss]]:
+        answers: dict[_Worker, Answer] = {}
+        lost: dict[_Worker, Loss] = {}
+        for started in asked:
+            try:
+                answers[started] = Answer(started.receive())
+            except WorkerDiedError as death:
+                lost[started] = Loss(str(death))
+        return answers, lost
 
-    def _gather(self) -> list[Any]:
-        """The answers of all workers; a failure ends all of them."""
-        try:
-            answers = [started.receive() for started in self._chunks]
-            raise_failures(answers)
-        except Exception:
-            self._end_workers()
-            raise
-        return answers
+    def _received(self) -> None:
+        # What was received stays as it is while the workers write into the other bank.
+        self._incoming, self._arrays = self._arrays, self._incoming
+        self._bank = 1 - self._bank
+
+    def _first_spaces(self) -> tuple[gym.Space, gym.Space]:
+        """Start all workers.
+
+        :return: the spaces of the first environment
+        :raises WorkerDiedError: if a worker dies meanwhile
+        """
+        answers, lost = self._start(list(self._chunks))
+        _raise_losses(lost)
+        return answers[self._chunks[0]].value
+
+    def _start(self, workers: list[_Worker]) -> tuple[dict[_Worker, Answer], dict[_Worker, Loss]]:
+        """Start processes, which make their environments and answer with the spaces of the first."""
+        for started in workers:
+            started.start([other.connection for other in self._chunks if other.connection is not None])
+        answers, lost = self._receive(dict.fromkeys(workers))
+        raise_failures([answer.value for answer in answers.values()])
+        return answers, lost
+
+    def _attach(self, workers: list[_Worker]) -> tuple[dict[_Worker, Answer], dict[_Worker, Loss]]:
+        """Hand over the memory; environments under way get their attributes, and begin new episodes."""
+        for started in workers:
+            started.share(self._bank, *self._memory, started.attributes, self._new_seeds(started))
+        answers, lost = self._receive(dict.fromkeys(workers))
+        raise_failures([answer.value for answer in answers.values()])
+        for started, answer in answers.items():
+            started.began(None, answer.value)
+        return answers, lost
+
+    def _start_anew(self, chunks: list[_Worker]) -> dict[_Worker, Loss]:
+        for started in chunks:
+            started.ask_to_end()  # it still lives if an interruption left it half started
+            started.end()
+        answers, lost = self._start(chunks)
+        _, lost_later = self._attach(list(answers))
+        return lost | lost_later
 
     def _end_workers(self) -> None:
         self.closed = True
-        self.waiting = False
+        self._pending, self.waiting = {}, False
         for started in self._chunks:
             started.ask_to_end()
         for started in self._chunks:
             started.end()
+        if self._forget_memory is not None:
+            self._forget_memory()
 
 
 class _Worker(Chunk):
-    """The parent's side of a worker process."""
+    """The parent's side of a worker process, and of those that replace it."""
 
-    def __init__(
-        self, start_method: str, env_fns: list[Callable[[], gym.Env]], first: int, others: list[connection.Connection]
-    ):
-        context: Any = multiprocessing.get_context(start_method)
+    def __init__(self, start_method: str, env_fns: list[Callable[[], gym.Env]], first: int):
         super().__init__(first, len(env_fns))
-        self.connection, remote = context.Pipe()
-        # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
-        inherited = [*others, self.connection] if start_method == "fork" else []
-        arguments = (remote, inherited, cloudpickle.dumps(env_fns), first, self.name)
-        self._process = context.Process(target=worker.run, args=arguments, daemon=True)
-        self._process.start()
-        remote.close()
+        self._context: Any = multiprocessing.get_context(start_method)
+        self._pickled_env_fns = cloudpickle.dumps(env_fns)
+        self.connection: Any = None
+        """None: not started, or ended"""
+        self._process: Any = None
 
-    def send(self, command: str, *arguments: Any) -> None:
-        """Send a command to the worker.
+    def start(self, others: list[connection.Connection]) -> None:
+        """Start the process.
 
-        :raises WorkerDiedError: if it is no longer there
+        :param others: the parent's ends of connections to other workers
         """
+        self.connection, remote = self._context.Pipe()
+        # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
+        inherited = [*others, self.connection] if self._context.get_start_method() == "fork" else []
+        arguments = (remote, inherited, self._pickled_env_fns, self.first, self.name)
+        self._process = self._context.Process(target=worker.run, args=arguments, daemon=True)
         try:
-            self.connection.send_bytes(worker.pickled((command, arguments)))
-        except OSError as error:
-            raise self._death() from error
+            self._process.start()
+        finally:
+            remote.close()
 
-    def share(self, descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> None:
-        """Hand over the memory that the arrays of all ``n_envs`` environments lie in."""
-        self.send("attach", observation_space, action_space, n_envs)
-        reduction.send_handle(self.connection, descriptor, self._process.pid)
+    def send(self, bank: int, command: str, *arguments: Any) -> None:
+        """Send a command to the worker; of one that is no longer there, :meth:`receive` will tell.
+
+        :param bank: where its arrays are to lie
+        """
+        message = worker.pickled((bank, command, arguments))
+        try:  # noqa: SIM105  # contextlib.suppress would cost a microsecond in each step
+            self.connection.send_bytes(message)
+        except OSError:
+            pass
+
+    def share(self, bank: int, descriptor: int, *arguments: Any) -> None:
+        """Hand over the memory of the arrays.
+
+        :param arguments: both spaces, the number of all environments, and those of ``EnvChunk.begin``
+        """
+        self.send(bank, "attach", *arguments)
+        with contextlib.suppress(OSError):
+            reduction.send_handle(self.connection, descriptor, self._process.pid)
 
     def receive(self) -> Any:
         """The worker's answer.
 
         :raises WorkerDiedError: if the worker ends instead
         """
-        connection.wait([self.connection, self._process.sentinel])
+        ready = connection.wait([self.connection, self._process.sentinel])
         try:
-            if self.connection.poll():
+            # Asked again only where it ended: it may have answered before, after the connection was looked at.
+            if self.connection in ready or self.connection.poll():
                 return pickle.loads(self.connection.recv_bytes())
         except (EOFError, OSError):
             pass
@@ -218,16 +268,27 @@ class _Worker(Chunk):
     def _death(self) -> WorkerDiedError:
         self._process.join(CLOSING_SECONDS)
         code = self._process.exitcode
-        how = f"by signal {signal.Signals(-code).name}" if code is not None and code < 0 else f"with exit code {code}"
+        how = f"with exit code {code}"
+        if code is not None and code < 0:
+            how = f"by signal {signal.Signals(-code).name if -code in {*signal.Signals} else -code}"
         return WorkerDiedError(f"the worker process {self._process.pid} of {self.name} ended {how}")
 
     def ask_to_end(self) -> None:
         """Let the worker close its environments."""
-        with contextlib.suppress(OSError):
-            self.connection.send_bytes(worker.pickled(("close", ())))
+        if self.connection is not None:
+            self.send(0, "close")
 
     def end(self) -> None:
         """Wait for the worker's end, and bring it about where it does not come."""
+        if self.connection is None:
+            return
+        if self._process.pid is not None:  # else it could not be started
+            self._end_process()
+        self._process.close()
+        self.connection.close()
+        self.connection = None
+
+    def _end_process(self) -> None:
         deadline = time.monotonic() + CLOSING_SECONDS
         while self._process.is_alive() and (left := deadline - time.monotonic()) > 0:
             # What it still has to say is read, or it could not go on to its end.
@@ -239,4 +300,12 @@ class _Worker(Chunk):
         if self._process.is_alive():
             self._process.kill()
         self._process.join()
-        self.connection.close()
+
+
+def _raise_losses(lost: dict[_Worker, Loss]) -> None:
+    """Raise what the first of the lost workers died of.
+
+    :raises WorkerDiedError: if one was lost
+    """
+    for loss in lost.values():
+        raise WorkerDiedError(loss.what)

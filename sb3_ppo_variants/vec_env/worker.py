@@ -20,7 +20,7 @@ import gymnasium as gym
 import numpy as np
 
 from sb3_ppo_variants.vec_env.episode_start import record_episodes
-from sb3_ppo_variants.vec_env.layout import SharedArrays
+from sb3_ppo_variants.vec_env.layout import SharedArrays, banks_in
 
 
 class WorkerDiedError(RuntimeError):
@@ -31,8 +31,12 @@ class EnvironmentRaisedError(RuntimeError):
     """An environment raised an exception in its worker."""
 
 
-class ActorLostWarning(RuntimeWarning):
-    """A Ray actor was lost and is replaced; unless a reset was under way, its episodes are truncated."""
+class WorkerLostWarning(RuntimeWarning):
+    """A worker was lost and is replaced; unless a reset was under way, its episodes are truncated."""
+
+
+class ActorLostWarning(WorkerLostWarning):
+    """A :class:`WorkerLostWarning` whose worker is a Ray actor."""
 
 
 class Failure(NamedTuple):
@@ -49,6 +53,26 @@ class Failure(NamedTuple):
         """The exception to raise in the parent process: AttributeErrors stay what they are."""
         message = f"{self.who} raised a {self.kind} in the worker:\n\n{self.trace}"
         return AttributeError(message) if self.kind == "AttributeError" else EnvironmentRaisedError(message)
+
+
+class Arrays(NamedTuple):
+    """What a reset or step gave, over a worker's environments, where it comes in a message."""
+
+    observations: dict[Any, np.ndarray]
+    """``(n, *shape)`` of each part of the observation space"""
+    rewards: np.ndarray
+    """``(n,)``; of no meaning after a reset"""
+    dones: np.ndarray
+    """``(n,)``; of no meaning after a reset"""
+
+
+class Answer(NamedTuple):
+    """A worker's answer to a command."""
+
+    value: Any
+    """what the chunk's method returned, or a ``Failure``"""
+    arrays: Arrays | None = None
+    """None for a command that neither resets nor steps, and where the arrays lie in shared memory"""
 
 
 class EnvChunk:
@@ -71,6 +95,17 @@ class EnvChunk:
     def spaces(self) -> tuple[gym.Space, gym.Space]:
         """The spaces of the first environment."""
         return self.envs[0].observation_space, self.envs[0].action_space
+
+    def begin(self, attributes: Sequence[dict[str, Any]], seeds: Sequence[int | None] | None) -> list[dict[str, Any]]:
+        """Bring new environments to where those that they replace can be gone on from.
+
+        :param attributes: those to set before anything else, by environment
+        :param seeds: for a reset, by environment; None: no reset
+        :return: the infos of the resets
+        """
+        for index, values in enumerate(attributes, self.first):
+            self.call([index], ask_set_attributes, values)
+        return [] if seeds is None else self.reset(seeds, [{}] * len(seeds))
 
     def reset(self, seeds: Sequence[int | None], options: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Reset all environments; their observations go into the arrays.
@@ -224,36 +259,44 @@ def run(remote: Any, inherited: list[Any], pickled_env_fns: bytes, first: int, n
     except Exception as error:
         remote.send_bytes(pickled(failure_of(error, name)))
         return
+    memory = _Memory(chunk)
     with contextlib.suppress(EOFError, OSError):  # the parent has ended
         while answer is not None:
             remote.send_bytes(answer)
-            answer = _answer(chunk, remote, name, remote.recv_bytes())
+            answer = _answer(memory, remote, name, remote.recv_bytes())
     chunk.close()
 
 
-def _answer(chunk: EnvChunk, remote: Any, name: str, message: bytes) -> bytes | None:
+def _answer(memory: _Memory, remote: Any, name: str, message: bytes) -> bytes | None:
     """The answer to a command, in bytes: what cannot be pickled fails here, and is told. None: to ``"close"``."""
     try:
-        command, arguments = pickle.loads(message)
-        return None if command == "close" else pickled(_obey(chunk, remote, command, arguments))
+        bank, command, arguments = pickle.loads(message)
+        return None if command == "close" else pickled(memory.obey(remote, bank, command, arguments))
     except Exception as error:
         return pickled(failure_of(error, name))
 
 
-def _obey(chunk: EnvChunk, remote: Any, command: str, arguments: tuple[Any, ...]) -> Any:
-    if command == "attach":
-        arrays = _attached(reduction.recv_handle(remote), *arguments)
-        chunk.arrays = arrays.rows(slice(chunk.first, chunk.first + len(chunk.envs)))
-        return None
-    return getattr(chunk, command)(*arguments)
+class _Memory:
+    """A chunk whose arrays lie in memory that the parent shares."""
 
+    def __init__(self, chunk: EnvChunk):
+        self._chunk = chunk
+        self._banks: tuple[SharedArrays, ...] = ()  # of the chunk's environments only
 
-def _attached(descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> SharedArrays:
-    try:
-        memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-    finally:
-        os.close(descriptor)
-    return SharedArrays.over(memory, observation_space, action_space, n_envs)[0]
+    def obey(self, remote: Any, bank: int, command: str, arguments: tuple[Any, ...]) -> Any:
+        if command == "attach":
+            self._attach(reduction.recv_handle(remote), *arguments[:3])
+            command, arguments = "begin", arguments[3:]
+        self._chunk.arrays = self._banks[bank]
+        return getattr(self._chunk, command)(*arguments)
+
+    def _attach(self, descriptor: int, observation_space: gym.Space, action_space: gym.Space, n_envs: int) -> None:
+        try:
+            memory = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+        finally:
+            os.close(descriptor)
+        own = slice(self._chunk.first, self._chunk.first + len(self._chunk.envs))
+        self._banks = tuple(bank.rows(own) for bank in banks_in(memory, observation_space, action_space, n_envs))
 
 
 def pickled(message: Any) -> bytes:
