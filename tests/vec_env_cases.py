@@ -18,7 +18,6 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
-from gymnasium.wrappers import TimeLimit
 
 BOX = spaces.Box(-1, 1, (3,), np.float32)
 OBSERVATIONS: dict[str, spaces.Space] = {
@@ -83,7 +82,8 @@ class RandomEnv(gym.Env):
 def functions(observations: str, actions: str, n_envs: int, troubled: int = -1) -> list[Callable[[], gym.Env]]:
     def make(index: int) -> Callable[[], gym.Env]:
         trouble_at = 3 if index == troubled else -1
-        return lambda: TimeLimit(RandomEnv(OBSERVATIONS[observations], ACTIONS[actions], trouble_at), 9)
+        # Looked up there: rl_zoo3, once imported, puts another in its place, and a worker knows only its own.
+        return lambda: gym.wrappers.TimeLimit(RandomEnv(OBSERVATIONS[observations], ACTIONS[actions], trouble_at), 9)
 
     return [make(index) for index in range(n_envs)]
 
@@ -225,7 +225,7 @@ def check_attributes_methods_wrappers_and_frames(env: Any) -> None:
     with pytest.raises(AttributeError, match="environment 0"):
         env.get_attr("nothing")
     assert env.get_attr("n_steps", indices=0) == [1]  # and it goes on
-    assert env.env_is_wrapped(TimeLimit) == [True] * 5
+    assert env.env_is_wrapped(gym.wrappers.TimeLimit) == [True] * 5
     assert env.env_is_wrapped(VecNormalize) == [False] * 5
     frames = env.get_images()
     assert [int(frame[0, 0, 0]) for frame in frames] == [1, 7, 1, 1, 7]
