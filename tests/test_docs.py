@@ -183,15 +183,30 @@ def test_the_table_is_read() -> None:
     assert all(all(row) for row in ROWS)  # no empty cell
 
 
+def require_test(name: str) -> None:
+    """Check that a test that a page names is there."""
+    file, _, function = name.partition("::")
+    assert (ROOT / file).is_file(), name
+    assert function.startswith("test_"), name
+    assert function in functions_in(ROOT / file), name
+
+
 def test_the_tests_of_the_table_exist() -> None:
     for row in ROWS:
         named = CODE.findall(row.test)
         assert named, row.choice
         for name in named:
-            file, _, function = name.partition("::")
-            assert (ROOT / file).is_file(), name
-            assert function.startswith("test_"), name
-            assert function in functions_in(ROOT / file), name
+            require_test(name)
+
+
+def test_every_promise_of_reliability_has_its_test() -> None:
+    page = (DOCS / "reliability.md").read_text(encoding="utf-8")
+    lines = page.partition("| promise | test |")[2].splitlines()[2:]
+    promises = [line.strip("|").rsplit("|", 1) for line in lines if line.startswith("|")]
+    assert len(promises) > 30
+    for _, test in promises:
+        (name,) = CODE.findall(test)
+        require_test(name)
 
 
 def test_the_arguments_of_the_table_exist() -> None:
