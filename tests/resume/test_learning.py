@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import itertools
 import math
 import signal
@@ -534,9 +535,10 @@ def test_a_jump_of_the_clock_is_left_out_of_logged_times(tmp_path: Path, monkeyp
         make_model(env=env).learn(3 * ITERATION, Jump(), run_folder=tmp_path)
     last = float((tmp_path / "0.monitor.csv").read_text().splitlines()[-1].split(",")[2])
     assert 0 <= last < 100
-    with open(tmp_path / "progress.csv") as file:
-        elapsed = [line for line in file if line.startswith("time") or "time_elapsed" in line]
-    assert elapsed
+    with open(tmp_path / "progress.csv", newline="") as file:
+        elapsed = [int(row["time/time_elapsed"]) for row in csv.DictReader(file)]
+    assert elapsed == sorted(elapsed)
+    assert all(0 <= seconds < 100 for seconds in elapsed)
 
 
 def test_stale_temporary_files_are_removed(tmp_path: Path) -> None:
