@@ -86,7 +86,8 @@ def _header_bytes(data: bytes) -> bytes:
 
 def _header(data: bytes) -> dict[str, Any]:
     header = json.loads(_header_bytes(data))
-    assert isinstance(header, dict)
+    if not isinstance(header, dict):
+        raise BundleError("its header is no mapping")
     return header
 
 

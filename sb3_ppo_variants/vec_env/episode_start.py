@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 State = dict[str, Any]
 
@@ -85,7 +86,7 @@ def record_episodes(env: gym.Env) -> gym.Env:
 
 def state_of(env: gym.Env) -> State:
     """The random generators of an environment, and what it and its wrappers tell of themselves."""
-    generators = [generator.bit_generator.state for generator in _generators(env)]
+    generators = [_state_of_generator(generator) for generator in _generators(env)]
     return {"generators": generators, "layers": {name: getattr(layer, GET)() for name, layer in _telling(env)}}
 
 
@@ -102,7 +103,10 @@ def set_state(env: gym.Env, state: State) -> None:
             f"the layers {sorted(layers)}; the bundle has {len(state['generators'])} and {sorted(state['layers'])}"
         )
     for generator, before in zip(generators, state["generators"], strict=True):
-        generator.bit_generator.state = before
+        if isinstance(generator, np.random.Generator):
+            generator.bit_generator.state = before
+        else:
+            generator.set_state(before)
     for name, layer in layers.items():
         getattr(layer, SET)(state["layers"][name])
 
@@ -123,11 +127,22 @@ def _telling(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
 
 
 def _generators(env: gym.Env) -> Iterator[Any]:
-    """The environment's generator, and those of its spaces, from which some draw their episodes."""
+    """The environment's generator, and those of its spaces, from which some draw their episodes.
+
+    One that is none of NumPy's, as some environments keep under that name, stays unknown.
+    """
     base = env.unwrapped
-    yield base.np_random
+    own = getattr(base, "np_random", None)
+    if isinstance(own, (np.random.Generator, np.random.RandomState)):
+        yield own
     for space in (base.action_space, base.observation_space):
         yield from _generators_of_space(space)
+
+
+def _state_of_generator(generator: Any) -> Any:
+    if isinstance(generator, np.random.Generator):
+        return generator.bit_generator.state
+    return generator.get_state(legacy=False)
 
 
 def _generators_of_space(space: gym.Space) -> Iterator[Any]:

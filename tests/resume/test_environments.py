@@ -112,6 +112,27 @@ def test_environments_that_draw_from_their_spaces(tmp_path: Path) -> None:
     assert np.array_equal(weights(unbroken), weights(resumed))
 
 
+@pytest.mark.parametrize("own", [np.random.RandomState(3), "no generator"])
+def test_environments_with_a_generator_of_their_own_kind(own: Any) -> None:
+    """As ports from the old gym have."""
+
+    class Old(gym.Env):
+        observation_space = spaces.Box(-9, 9, (1,))
+        action_space = spaces.Discrete(2)
+
+        def __init__(self) -> None:
+            self.np_random = own
+
+        def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+            value = self.np_random.normal() if hasattr(self.np_random, "normal") else 0.0
+            return np.array([value], np.float32), {}
+
+    env = record_episodes(Old())
+    first = env.reset()[0]
+    env.resume_from(env.resume_start())  # type: ignore[attr-defined]
+    assert env.reset()[0] == first
+
+
 def test_another_environment_is_refused() -> None:
     told = record_episodes(gym.make(HUMANOIDS[2]))
     told.reset(seed=1)

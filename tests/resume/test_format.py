@@ -98,6 +98,13 @@ def forged(state: str, metadata: dict[str, str] | None = None) -> bytes:
     return blank.replace(b'"sha256":"' + b"0" * 64, b'"sha256":"' + digest)
 
 
+def header_of_a_list() -> bytes:
+    """A header that has a checksum, the right one, in a list."""
+    header = json.dumps([{"sha256": "0" * 64}], separators=(",", ":")).encode()
+    blank = len(header).to_bytes(8, "little") + header
+    return blank.replace(b"0" * 64, hashlib.sha256(blank).hexdigest().encode())
+
+
 @pytest.mark.parametrize(
     ("data", "message"),
     [
@@ -113,6 +120,7 @@ def forged(state: str, metadata: dict[str, str] | None = None) -> bytes:
         (forged("{}", {"format": "another"}), "its format is 'another'"),
         (safetensors.torch.save({"0": th.zeros(2)}), "it has no checksum"),
         (b"", "its header is cut off"),
+        (header_of_a_list(), "its header is no mapping"),
         (b"\xff" * 100, "its header is cut off"),
     ],
 )
