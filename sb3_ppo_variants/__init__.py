@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from sb3_ppo_variants.ppo_kl_penalty import PPOFixedKLPaper as PPOFixedKLPaper
     from sb3_ppo_variants.ppo_unclipped import PPOUnclippedPaper as PPOUnclippedPaper
     from sb3_ppo_variants.resume.folder import BundleWarning as BundleWarning
-    from sb3_ppo_variants.resume.format import BundleError as BundleError
+    from sb3_ppo_variants.resume.names import BundleError as BundleError
     from sb3_ppo_variants.vanilla_pg import VanillaPGPaper as VanillaPGPaper
 
 __version__ = "0.1.0"
@@ -39,7 +39,7 @@ ALGORITHMS = {
 }
 
 _MODULE_OF = {
-    "BundleError": "resume.format",
+    "BundleError": "resume.names",
     "BundleWarning": "resume.folder",
     "ExportError": "export",
     "ExportedPolicy": "export",

@@ -16,6 +16,7 @@ import gymnasium as gym
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
 from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.resume.names import BundleError
 from sb3_ppo_variants.runs import RunOptions, read_options
 
 PROGRAM = "ppo-variants"
@@ -341,7 +342,7 @@ def is_users_mistake(error: Exception) -> bool:
     frames = traceback.extract_tb(error.__traceback__)
     if not str(error) or not (frames[-1].line or "").startswith(("raise ", "assert ")):
         return False
-    if isinstance(error, FloatingPointError):
+    if isinstance(error, (FloatingPointError, BundleError)):
         return True
     about_arguments = isinstance(error, (ValueError, TypeError, AssertionError, gym.error.Error))
     return about_arguments and all(frame.name != "learn" for frame in frames)

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch as th
 from stable_baselines3.common.policies import BasePolicy
+
+from sb3_ppo_variants.resume.format import copied
 
 
 def is_finite(values: Any) -> bool:
@@ -45,21 +46,13 @@ def _environments(indices: np.ndarray) -> str:
 
 @contextmanager
 def undone_on_divergence(policy: BasePolicy) -> Iterator[None]:
-    """Take back what happens to a policy and to the state of its optimiser if a FloatingPointError comes of it."""
-    optimizer = policy.optimizer
-    parameters = list(policy.parameters())
-    before = [parameter.detach().clone() for parameter in parameters]
-    moments = {
-        parameter: {name: value.clone() if isinstance(value, th.Tensor) else value for name, value in state.items()}
-        for parameter, state in optimizer.state.items()
-    }
+    """Take back what happens to a policy, its buffers and its optimiser if a FloatingPointError comes of it."""
+    before = copied(policy.state_dict())
+    optimizer_before = copied(policy.optimizer.state_dict())
     try:
         yield
     except FloatingPointError:
-        with th.no_grad():
-            for parameter, value in zip(parameters, before, strict=True):
-                parameter.copy_(value)
-        optimizer.state.clear()
-        optimizer.state.update(moments)
-        optimizer.zero_grad()
+        policy.load_state_dict(before)
+        policy.optimizer.load_state_dict(optimizer_before)
+        policy.optimizer.zero_grad()
         raise

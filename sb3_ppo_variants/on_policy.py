@@ -467,7 +467,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         return sampled, values, log_probs
 
     def _has_finite_weights(self) -> bool:
-        return all(bool(parameter.isfinite().all()) for parameter in self.policy.parameters())
+        return all(bool(tensor.isfinite().all()) for tensor in self.policy.state_dict().values())
 
     def _sample_noise(self, n_envs: int, step: int) -> None:
         """Draw a new gSDE noise matrix where one is due before ``step`` of the rollout."""
@@ -493,14 +493,17 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
 
         :raises FloatingPointError: for a reward or an observation that is NaN or infinite; names the environment
         """
+        normalizer = self._vec_normalize_env
+        if normalizer is not None:  # which clips infinity, and spreads NaN over all environments
+            observations = getattr(normalizer, "old_obs", observations)
+            if self.num_timesteps > self._num_timesteps_at_start:  # before the first step there is no reward
+                rewards = normalizer.old_reward
         if is_finite(rewards) and is_finite(observations):
             return
-        if self._vec_normalize_env is not None:  # whose statistics make all of them non-finite: which was the first?
-            rewards = self._vec_normalize_env.old_reward if not is_finite(rewards) else rewards
-            observations = self._vec_normalize_env.old_obs
+        counted = "" if normalizer is None else ", but VecNormalize has counted it: go on with saved statistics"
         raise FloatingPointError(
             f"{describe_non_finite(rewards, observations)} at {self._position()}; the weights have learned nothing "
-            f"from it"
+            f"from it{counted}"
         )
 
     def collect_rollouts(

@@ -16,9 +16,18 @@ FORMAT = "sb3-ppo-variants run"
 VERSION = 1
 
 # What may be given together with --resume: everything else belongs to the run.
-RESUME_FLAGS = ("--until", "--stretch-schedules", "--bundle-interval", "--no-progress", "--device", "--num-threads")
-# What is read from the run's folder instead.
-NOT_KEPT = ("-conf", "--conf-file", "-params", "--hyperparams")
+RESUME_FLAGS = (
+    "--until",
+    "--stretch-schedules",
+    "--bundle-interval",
+    "--no-progress",
+    "--device",
+    "--num-threads",
+    "-params",
+)
+# What is kept among the settings instead.
+SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
+LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 
 
 class RunOptions(NamedTuple):
@@ -31,8 +40,8 @@ class RunOptions(NamedTuple):
     bundle_interval: float | None
     settings: dict[str, Any] | None
     """of the run to resume; None: as the config says"""
-    arguments: list[str]
-    """those that rl_zoo3 gets, of which a later process makes the same run"""
+    kept: list[str]
+    """the arguments of which a later process makes the same run"""
 
 
 class Run(NamedTuple):
@@ -57,17 +66,18 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
     allowed = "a number of seconds >= 0"
     require("--bundle-interval", flags.bundle_interval, allowed, lambda value: 0 <= value < 1e9, optional=True)
-    settings = None
+    settings, kept = None, rest
     if flags.resume is not None:
         run = read_run(flags.resume)
-        settings = run.settings
+        settings, kept = run.settings, run.arguments
         rest = run.arguments + _require_resume_flags(program, rest)
     elif flags.until is not None or flags.stretch_schedules:
         flag = "--until" if flags.until is not None else "--stretch-schedules"
         raise ValueError(f"{flag} goes with --resume; a new run's length is -n")
     if flags.until is not None:
-        rest = [*rest, "-n", str(flags.until)]
-    options = RunOptions(flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, rest)
+        length = ["-n", str(flags.until)]
+        kept, rest = _without(LENGTH_FLAGS, kept) + length, rest + length
+    options = RunOptions(flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, kept)
     return options, rest
 
 
@@ -76,6 +86,7 @@ def _require_resume_flags(program: str, rest: list[str]) -> list[str]:
     parser.add_argument("--no-progress", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--num-threads")
+    parser.add_argument("-params", "--hyperparams", nargs="+")
     _, unknown = parser.parse_known_args(rest)
     if unknown:
         raise ValueError(
@@ -107,11 +118,16 @@ def read_run(folder: Path) -> Run:
     return Run(arguments, settings)
 
 
-def write_run(folder: Path, arguments: Sequence[str], settings: Mapping[str, Any]) -> None:
+def write_run(folder: Path, options: RunOptions, seed: int, settings: Mapping[str, Any]) -> None:
     """Keep what a later process needs to make the same run: settings too, as configs change.
 
     Settings of a config in Python that JSON does not have are read from that config again.
+
+    :param seed: of the run; it may have been drawn
     """
+    arguments = list(options.kept)
+    if options.folder is None:
+        arguments += ["--seed", str(seed)]
     kept: dict[str, Any] | None = dict(settings)
     try:
         json.dumps(kept)
@@ -120,15 +136,15 @@ def write_run(folder: Path, arguments: Sequence[str], settings: Mapping[str, Any
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "arguments": list(arguments) if kept is None else _without(NOT_KEPT, arguments),
+        "arguments": arguments if kept is None else _without(SETTINGS_FLAGS, arguments),
         "settings": kept,
     }
     atomic_write(folder / RUN_FILE, json.dumps(content, indent=2).encode())
 
 
-def _without(flags: Sequence[str], arguments: Sequence[str]) -> list[str]:
+def _without(flags: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[str]:
     """The arguments without some flags and their values."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for number, flag in enumerate(flags):
-        parser.add_argument(flag, nargs="+", dest=str(number))
+    for names in flags:
+        parser.add_argument(*names, nargs="+", dest=names[0])
     return parser.parse_known_args(list(arguments))[1]

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, schema
 from sb3_ppo_variants.arguments import check_names
-from sb3_ppo_variants.resume.names import bundle_paths
+from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 from sb3_ppo_variants.runs import RunOptions, write_run
 from sb3_ppo_variants.safe_yaml import load_yaml
 
@@ -282,12 +282,7 @@ class _OurExperiments(ExperimentManager):
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
         is_new = not Path(self.save_path).exists()
         try:
-            made = super().setup_experiment()
-            if self._keeps_bundles and self.run_options is not None:
-                # The seed may have been drawn just now.
-                arguments = [*self.run_options.arguments, "--seed", str(self.seed)]
-                write_run(Path(self.save_path), arguments, self._settings)
-            return made
+            return super().setup_experiment()
         except Exception:
             for env in self._opened:
                 env.close()
@@ -302,7 +297,7 @@ class _OurExperiments(ExperimentManager):
         """
         options = self.run_options
         if options is not None and options.settings is not None:
-            self._settings = deepcopy(options.settings)
+            self._settings = {**deepcopy(options.settings), **(self.custom_hyperparams or {})}
             return deepcopy(self._settings), OrderedDict(sorted(self._settings.items()))
         if not Path(self.config).is_file() and not _is_module(self.config):
             raise ValueError(f"there is no config file {self.config}")
@@ -334,20 +329,39 @@ class _OurExperiments(ExperimentManager):
         try:
             model.learn(
                 self.n_timesteps,
-                callback=self.callbacks or None,
+                callback=[*self.callbacks, self._run_writer(options)],
                 progress_bar=self._shows_bar,
                 run_folder=self.save_path,
-                resume="auto" if self._goes_on else False,
+                resume=self._goes_on,
                 stretch_schedules=options.stretch_schedules,
                 **arguments,
             )
+        except BundleError:
+            raise
         except BaseException as error:
-            print(f"Stopped at {model.num_timesteps} timesteps. To go on: ppo-variants train --resume {self.save_path}")
+            smaller = " -params learning_rate:…" if isinstance(error, FloatingPointError) else ""
+            command = f"ppo-variants train --resume {self.save_path}{smaller}"
+            print(f"Stopped at {model.num_timesteps} timesteps. To go on: {command}")
             if not isinstance(error, KeyboardInterrupt):  # after which rl_zoo3 saves the model
                 raise
         finally:
             with suppress(EOFError):
                 model.env.close()
+
+    def _run_writer(self, options: RunOptions) -> Any:
+        """A callback that keeps what the run began with, once its beginning, or its resumption, has succeeded."""
+        from stable_baselines3.common.callbacks import BaseCallback
+
+        folder, seed, settings = Path(self.save_path), self.seed, self._settings
+
+        class RunWriter(BaseCallback):
+            def _on_training_start(self) -> None:
+                write_run(folder, options, seed, settings)
+
+            def _on_step(self) -> bool:
+                return True
+
+        return RunWriter()
 
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         """As rl_zoo3's, with every key checked, nothing left to evaluate, and for our algorithms the forms of ours."""

@@ -5,20 +5,23 @@ from __future__ import annotations
 import fcntl
 import os
 import time
+import uuid
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 from sb3_ppo_variants.files import atomic_write
-from sb3_ppo_variants.resume.format import BundleError, Tree, from_bytes, to_bytes
-from sb3_ppo_variants.resume.names import BUNDLES, bundle_name, bundle_paths
+from sb3_ppo_variants.resume.format import Tree, from_bytes, to_bytes
+from sb3_ppo_variants.resume.names import BUNDLES, BundleError, bundle_name, bundle_paths
 
 KEPT = 2
 """how many bundles are kept"""
 UNREADABLE = ".unreadable"
-"""what is added to the name of a bundle that cannot be read"""
+"""what is added to the name of a bundle that cannot be used"""
+RUN_ID = "run_id"
+"""name of the file, beside the bundles, with a number drawn for the run"""
 
 # Seconds for which the process that died a moment ago may still hold the folder: its forked workers have it open too.
 LOCK_PATIENCE = 5.0
@@ -50,32 +53,54 @@ class RunFolder:
 
         :param num_timesteps: where the run stands
         :raises OSError: if it cannot be written; those before it are as they were
+        :raises TypeError: if the state holds what a bundle cannot
         """
         self.bundles.mkdir(parents=True, exist_ok=True)
-        atomic_write(self.bundles / bundle_name(num_timesteps), to_bytes(state))
+        data = to_bytes({**state, "run": self.run_id()})
+        atomic_write(self.bundles / bundle_name(num_timesteps), data)
         for path in bundle_paths(self.path)[KEPT:]:
-            path.unlink(missing_ok=True)
+            with suppress(OSError):
+                path.unlink()
 
-    def newest(self) -> Bundle | None:
-        """The newest bundle that can be read; None where there is none at all.
+    def run_id(self) -> str:
+        """What tells this run's bundles from those of others; made where there is none."""
+        path = self.bundles / RUN_ID
+        if not path.is_file():
+            atomic_write(path, uuid.uuid4().hex.encode())
+        return path.read_text(encoding="utf-8", errors="replace")
 
-        One that cannot be read is renamed, with a warning, and the one before it is taken.
+    def newest(self, check: Callable[[dict[str, Tree]], None] = lambda _state: None) -> Bundle | None:
+        """The newest bundle that can be used; None where there is none at all.
 
-        :raises BundleError: if there are bundles, but none can be read
+        Newer ones that cannot are renamed, with a warning.
+
+        :param check: raises a BundleError for a bundle of another run
+        :raises BundleError: if there are bundles, but none can be used; they stay as they are
         """
-        reasons = []
+        refused: dict[Path, str] = {}
         for path in bundle_paths(self.path):
             try:
-                return Bundle(path, from_bytes(path.read_bytes()))
-            except BundleError as error:
-                reasons.append(f"{path}: {error}")
-                path.rename(path.with_name(path.name + UNREADABLE))
-                warnings.warn(f"{path} is not used: {error}", BundleWarning, stacklevel=2)
-        if reasons:
+                state = from_bytes(path.read_bytes())
+                if state.get("run") != self.run_id():
+                    raise BundleError("it is of another run")
+                check(state)
+            except (BundleError, OSError) as error:
+                refused[path] = str(error)
+                continue
+            self._set_aside(refused)
+            return Bundle(path, state)
+        if refused:
+            reasons = "; ".join(f"{path.name}: {reason}" for path, reason in refused.items())
             raise BundleError(
-                f"no resume bundle in {self.bundles} can be read: {'; '.join(reasons)}. Start anew in another folder"
+                f"no resume bundle in {self.bundles} can be used: {reasons}. Start anew in another folder"
             )
         return None
+
+    def _set_aside(self, refused: Mapping[Path, str]) -> None:
+        for path, reason in refused.items():
+            warnings.warn(f"{path} is not used: {reason}", BundleWarning, stacklevel=2)
+            with suppress(OSError):
+                path.rename(path.with_name(path.name + UNREADABLE))
 
     @contextmanager
     def owned(self) -> Iterator[None]:
@@ -87,7 +112,7 @@ class RunFolder:
         descriptor = os.open(self.bundles / "lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
             self._lock(descriptor)
-            for path in self.bundles.glob(".bundle_*.tmp"):
+            for path in [*self.bundles.glob(".*.tmp"), *self.path.glob(".*.tmp")]:
                 path.unlink(missing_ok=True)
             yield
         finally:
@@ -98,9 +123,11 @@ class RunFolder:
         while True:
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise BundleError(f"{self.path} is in use: another process trains in it") from None
                 time.sleep(0.1)
-            else:
+            except OSError as error:  # some file systems of networks know no locks
+                warnings.warn(f"{self.path} cannot be locked ({error}): train in it once at a time", BundleWarning, 2)
                 return

@@ -14,6 +14,8 @@ import numpy as np
 import safetensors.torch
 import torch as th
 
+from sb3_ppo_variants.resume.names import BundleError
+
 FORMAT = "sb3-ppo-variants resume bundle"
 VERSION = "1"
 
@@ -23,25 +25,28 @@ DIGEST_MARK = b'"sha256":"'
 DIGEST_DIGITS = 64
 BLANK_DIGEST = b"0" * DIGEST_DIGITS
 
+# The tensor, of bytes, that holds the state as JSON; arrays and tensors are numbered.
+STATE = "state"
+
 # A mapping with a single key of these stands for what JSON does not have.
-_TENSOR, _ARRAY, _TUPLE, _ITEMS = "$tensor", "$array", "$tuple", "$items"
+_TENSOR, _ARRAY, _SCALAR, _TUPLE, _ITEMS = "$tensor", "$array", "$scalar", "$tuple", "$items"
+
+# More values than these in one attribute are not kept: they would be copied after every iteration.
+MAX_VALUES = 100_000
 
 Tree = Any
-"""None, bool, int, float, str, arrays and tensors; lists, tuples and mappings of such"""
-
-
-class BundleError(ValueError):
-    """A resume bundle that is torn, foreign, or of another run."""
+"""None, bool, int, float, str, numbers and arrays of NumPy, tensors; lists, tuples and dicts of such"""
 
 
 def to_bytes(tree: Mapping[str, Tree]) -> bytes:
     """A bundle's bytes.
 
-    :raises TypeError: for what a :data:`Tree` cannot hold
+    :raises TypeError: for what a :data:`Tree` cannot hold; names where it is
     """
     tensors: dict[str, th.Tensor] = {}
-    state = json.dumps(encode(tree, tensors))
-    metadata = {"format": FORMAT, "version": VERSION, "sha256": BLANK_DIGEST.decode(), "state": state}
+    state = json.dumps(encode(dict(tree), tensors)).encode()
+    tensors[STATE] = th.frombuffer(bytearray(state), dtype=th.uint8)
+    metadata = {"format": FORMAT, "version": VERSION, "sha256": BLANK_DIGEST.decode()}
     blank = safetensors.torch.save(tensors, metadata)
     start = _digest_position(blank)
     return blank[:start] + _digest(blank) + blank[start + DIGEST_DIGITS :]
@@ -71,7 +76,8 @@ def _read(data: bytes) -> dict[str, Tree]:
     metadata = _header(data)["__metadata__"]
     if (metadata["format"], metadata["version"]) != (FORMAT, VERSION):
         raise BundleError(f"its format is {metadata['format']!r}, version {metadata['version']!r}; known: {VERSION!r}")
-    tree = decode(json.loads(metadata["state"]), safetensors.torch.load(data))
+    tensors = safetensors.torch.load(data)
+    tree = decode(json.loads(tensors.pop(STATE).numpy().tobytes()), tensors)
     if not isinstance(tree, dict):
         raise BundleError("it holds no state")
     return tree
@@ -92,7 +98,7 @@ def _header(data: bytes) -> dict[str, Any]:
 
 
 def _digest_position(data: bytes) -> int:
-    """Where the checksum's digits begin. Quotes within the state are escaped, so the mark occurs once."""
+    """Where the checksum's digits begin."""
     found = _header_bytes(data).find(DIGEST_MARK)
     if found < 0:
         raise BundleError("it has no checksum: no resume bundle of this package")
@@ -103,31 +109,89 @@ def _digest(blank: bytes) -> bytes:
     return hashlib.sha256(blank).hexdigest().encode()
 
 
-def encode(tree: Tree, tensors: dict[str, th.Tensor]) -> Any:
+def _is_plain_dtype(dtype: np.dtype) -> bool:
+    return dtype.kind in "biuf" and dtype.itemsize <= 8 and dtype.isnative
+
+
+def _is_leaf(value: Any) -> bool:
+    """Whether a bundle holds a value as it is. Subclasses would come back as another type."""
+    if value is None or type(value) in (bool, int, float, str):
+        return True
+    if type(value) is np.ndarray or isinstance(value, np.generic):
+        return _is_plain_dtype(value.dtype)
+    return type(value) is th.Tensor and value.layout is th.strided and value.device.type != "meta"
+
+
+def _children(value: Any) -> list[Any] | None:
+    """What a list, tuple or dict holds; None for anything else."""
+    if type(value) is dict:
+        return [*value, *value.values()]
+    return list(value) if type(value) in (list, tuple) else None
+
+
+def n_values(value: Any, limit: int = MAX_VALUES) -> int | None:
+    """How many values a :data:`Tree` has, or any number above ``limit``; None for what is no such tree."""
+    count, waiting = 0, [value]
+    while waiting:
+        item = waiting.pop()
+        count += 1
+        if count > limit:
+            return count
+        children = _children(item)
+        if children is None and not _is_leaf(item):
+            return None
+        waiting += children or []
+    return count
+
+
+def is_tree(value: Any) -> bool:
+    """Whether a bundle can hold a value."""
+    count = n_values(value)
+    return count is not None and count <= MAX_VALUES
+
+
+def copied(value: Tree) -> Tree:
+    """A copy that later changes leave alone."""
+    if isinstance(value, th.Tensor):
+        return value.detach().clone()
+    if isinstance(value, np.ndarray):
+        return value.copy()
+    if isinstance(value, Mapping):
+        return {copied(key): copied(item) for key, item in value.items()}
+    return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
+
+
+def encode(tree: Tree, tensors: dict[str, th.Tensor], where: str = "state") -> Any:
     """A tree as JSON takes it; arrays and tensors go into ``tensors``.
 
+    :param where: the tree's place, for the message
     :raises TypeError: for what a :data:`Tree` cannot hold
     """
-    if tree is None or type(tree) in (bool, int, float, str):
-        return tree
-    if isinstance(tree, (th.Tensor, np.ndarray, np.generic)):
-        name = str(len(tensors))
-        is_tensor = isinstance(tree, th.Tensor)
-        # A copy: safetensors refuses memory that tensors share.
-        tensors[name] = tree.detach().cpu().clone().contiguous() if is_tensor else th.tensor(np.asarray(tree))  # type: ignore[union-attr]
-        return {_TENSOR if is_tensor else _ARRAY: name}
-    if type(tree) in (list, tuple):  # not a NamedTuple, which would come back as another type
-        items = [encode(item, tensors) for item in tree]
+    if type(tree) is dict:
+        return _encode_dict(tree, tensors, where)
+    if type(tree) in (list, tuple):
+        items = [encode(item, tensors, f"{where}[{index}]") for index, item in enumerate(tree)]
         return items if type(tree) is list else {_TUPLE: items}
-    if isinstance(tree, Mapping):
-        return _encode_mapping(tree, tensors)
-    raise TypeError(f"cannot keep a {type(tree).__name__}")
+    if not _is_leaf(tree):
+        raise TypeError(f"a bundle cannot hold {where}, a {type(tree).__name__}")
+    if isinstance(tree, np.generic):
+        return {_SCALAR: [tree.dtype.name, tree.item()]}
+    if isinstance(tree, (th.Tensor, np.ndarray)):
+        name = str(len(tensors))
+        # Copies: safetensors refuses memory that is shared, or not in the order of the dimensions.
+        if isinstance(tree, np.ndarray):
+            tensors[name] = th.from_numpy(np.array(tree, order="C"))
+            return {_ARRAY: name}
+        tensors[name] = tree.detach().cpu().clone().contiguous()
+        return {_TENSOR: name}
+    return tree
 
 
-def _encode_mapping(tree: Mapping[Any, Tree], tensors: dict[str, th.Tensor]) -> Any:
-    if all(type(key) is str and not key.startswith("$") for key in tree):
-        return {key: encode(value, tensors) for key, value in tree.items()}
-    return {_ITEMS: [[encode(key, tensors), encode(value, tensors)] for key, value in tree.items()]}
+def _encode_dict(tree: dict[Any, Tree], tensors: dict[str, th.Tensor], where: str) -> Any:
+    values = {key: encode(value, tensors, f"{where}[{key!r}]") for key, value in tree.items()}
+    if all(type(key) is str and not key.startswith("$") for key in values):
+        return values
+    return {_ITEMS: [[encode(key, tensors, f"a key of {where}"), value] for key, value in values.items()]}
 
 
 def decode(value: Any, tensors: Mapping[str, th.Tensor]) -> Tree:
@@ -138,10 +202,10 @@ def decode(value: Any, tensors: Mapping[str, th.Tensor]) -> Tree:
         return value
     if len(value) == 1:
         ((mark, content),) = value.items()
-        if mark == _TENSOR:
-            return tensors[content]
-        if mark == _ARRAY:
-            return tensors[content].numpy()[()]  # without dimensions: a scalar
+        if mark in (_TENSOR, _ARRAY):
+            return tensors[content] if mark == _TENSOR else tensors[content].numpy()
+        if mark == _SCALAR:
+            return _scalar(*content)
         if mark == _TUPLE:
             return tuple(decode(item, tensors) for item in content)
         if mark == _ITEMS:
@@ -149,14 +213,8 @@ def decode(value: Any, tensors: Mapping[str, th.Tensor]) -> Tree:
     return {key: decode(item, tensors) for key, item in value.items()}
 
 
-def is_tree(value: Any) -> bool:
-    """Whether a bundle can hold a value."""
-    if value is None or type(value) in (bool, int, float, str):
-        return True
-    if isinstance(value, np.ndarray):
-        return value.dtype.kind in "biuf"
-    if isinstance(value, (th.Tensor, np.generic)):
-        return True
-    if type(value) in (list, tuple):
-        return all(map(is_tree, value))
-    return isinstance(value, Mapping) and all(is_tree(key) and is_tree(item) for key, item in value.items())
+def _scalar(dtype: str, value: Any) -> Any:
+    kind = np.dtype(dtype)
+    if not _is_plain_dtype(kind) or not isinstance(value, (bool, int, float)):
+        raise ValueError(f"no number of NumPy: {dtype!r}")
+    return kind.type(value)

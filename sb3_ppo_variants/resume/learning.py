@@ -10,13 +10,11 @@ import warnings
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from pathlib import Path
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
 import numpy as np
-import torch as th
 from stable_baselines3.common import callbacks
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, ConvertCallback, ProgressBarCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
@@ -26,8 +24,8 @@ from sb3_ppo_variants.arguments import require, require_choice
 from sb3_ppo_variants.resume import logs
 from sb3_ppo_variants.resume import state as run_state
 from sb3_ppo_variants.resume.folder import Bundle, BundleWarning, RunFolder
-from sb3_ppo_variants.resume.format import BundleError, Tree
-from sb3_ppo_variants.resume.names import bundle_paths
+from sb3_ppo_variants.resume.format import Tree, copied, is_tree
+from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ResumableAlgorithm")
 
@@ -90,18 +88,22 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
         if run_folder is None:
             if resume or stretch_schedules:
                 raise ValueError("run_folder must name the folder of the run that is to be resumed; got None")
-            if reset_num_timesteps:
-                self.schedule_timesteps = None
+            self.schedule_timesteps = None
             return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
         folder = RunFolder(run_folder)
+        if resume is True and not bundle_paths(folder.path):
+            raise BundleError(f"there is no resume bundle in {folder.bundles}; resume='auto' would begin a run")
+        if not resume and bundle_paths(folder.path):
+            raise BundleError(f"{folder.path} holds the bundles of a run: resume='auto' goes on with it")
+        names = {"log_interval": log_interval, "tb_log_name": name, "progress_bar": progress_bar}
         with folder.owned():
-            bundle = _bundle_to_resume(folder, resume)
-            run = _Run(self, folder, bundle_interval)
+            run = _Run(self, folder, bundle_interval, names)
+            bundle = folder.newest(run.check) if resume else None
             if bundle is None:
-                run.begin(total_timesteps, callback, name, reset_num_timesteps, progress_bar)
+                run.begin(total_timesteps, callback, reset_num_timesteps)
             else:
-                run.go_on(bundle, total_timesteps, callback, progress_bar, stretch_schedules)
-            run.train(log_interval)
+                run.go_on(bundle, total_timesteps, callback, stretch_schedules)
+            run.train()
         return self
 
     def _check_rollout_size(self) -> None:
@@ -120,17 +122,6 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             self._current_progress_remaining = self._progress_remaining()
 
 
-def _bundle_to_resume(folder: RunFolder, resume: bool | str) -> Bundle | None:
-    if resume:
-        bundle = folder.newest()
-        if bundle is None and resume != "auto":
-            raise BundleError(f"there is no resume bundle in {folder.bundles}; resume='auto' would begin a run")
-        return bundle
-    if bundle_paths(folder.path):
-        raise BundleError(f"{folder.path} holds the bundles of a run: resume='auto' goes on with it, or name another")
-    return None
-
-
 class _ProgressBar(ProgressBarCallback):
     """SB3's progress bar, of the whole run: it begins where the run stands."""
 
@@ -138,15 +129,37 @@ class _ProgressBar(ProgressBarCallback):
         self.pbar = callbacks.tqdm(total=self.model._total_timesteps, initial=self.model.num_timesteps)
 
 
-class _Run:
-    """One ``learn`` with resume bundles."""
+@contextmanager
+def _reading(bundle: Bundle) -> Iterator[None]:
+    """Tell of a bundle that does not fit.
 
-    def __init__(self, model: Any, folder: RunFolder, interval: float):
-        self._model, self._folder, self._interval = model, folder, interval
+    :raises BundleError: for whatever goes wrong
+    """
+    try:
+        yield
+    except BundleError as error:
+        raise BundleError(f"{bundle.path} cannot be resumed: {error}") from error
+    except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+        raise BundleError(
+            f"{bundle.path} cannot be resumed: it does not fit this run ({type(error).__name__}: {error})"
+        ) from error
+
+
+class _Run:
+    """One ``learn`` with resume bundles.
+
+    :param names: what else callbacks find in ``locals`` when the training starts, as in SB3's ``learn``
+    """
+
+    def __init__(self, model: Any, folder: RunFolder, interval: float, names: dict[str, Any]):
+        self._model, self._folder, self._interval, self._names = model, folder, interval, names
         self._iteration = 0
         self._callback: BaseCallback = CallbackList([])
+        self._began: list[dict[str, Tree]] = []
+        self._bar: _ProgressBar | None = None
         self._latest: tuple[int, dict[str, Tree]] | None = None
         self._written: int | None = None
+        self._changed = False
         self._last_write = time.monotonic()
         self._clock = time.time() - time.monotonic()
         self._terminated = self._leaving = False
@@ -158,77 +171,91 @@ class _Run:
 
     # ------------------------------------------------------------------ beginning
 
-    def begin(self, total: int, callback: MaybeCallback, name: str, reset: bool, progress_bar: bool) -> None:
+    def check(self, state: dict[str, Tree]) -> None:
+        """Check that a bundle is of such a run.
+
+        :raises BundleError: if it is not
+        """
+        run_state.require_same_run(self._model, state)
+
+    def begin(self, total: int, callback: MaybeCallback, reset: bool) -> None:
         """Set up a new run."""
         model = self._model
-        if reset:
-            model.schedule_timesteps = None
+        model.schedule_timesteps = None
         self._prepare_environments()
         logger = None
         if not model._custom_logger:
-            logger = logs.new_logger(self._folder.path, model.verbose, model.tensorboard_log, name, reset)
-        self._set_up(total, callback, reset, progress_bar, logger)
-        self._start(None)
+            arguments = (model.verbose, model.tensorboard_log, self._names["tb_log_name"], reset)
+            logger = logs.new_logger(self._folder.path, *arguments)
+        self._set_up(total, callback, reset, logger)
+        self._start()
 
-    def go_on(self, bundle: Bundle, total: int, callback: MaybeCallback, progress_bar: bool, stretch: bool) -> None:
+    def go_on(self, bundle: Bundle, total: int, callback: MaybeCallback, stretch: bool) -> None:
         """Set up a run that goes on from a bundle.
 
-        :raises BundleError: if the bundle is not of this run; the model may then be changed in part
+        :raises BundleError: if the bundle does not fit; the model may then be changed in part
         """
-        try:
-            self._restore(bundle.state, total, callback, progress_bar, stretch)
-        except BundleError as error:
-            raise BundleError(f"{bundle.path} cannot be resumed: {error}") from error
-        except (ArithmeticError, LookupError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-            raise BundleError(
-                f"{bundle.path} cannot be resumed: it does not fit this run ({type(error).__name__}: {error})"
-            ) from error
-
-    def _restore(
-        self, state: dict[str, Tree], total: int, callback: MaybeCallback, progress_bar: bool, stretch: bool
-    ) -> None:
-        model = self._model
-        run_state.require_same_run(model, state)
+        model, state = self._model, bundle.state
         self._prepare_environments()
-        run_state.set_environments(model.env, state["environments"])
+        with _reading(bundle):
+            run_state.tell_changes(model, state)
+            run_state.set_environments(model.env, state["environments"])
+            model.set_parameters(state["parameters"], exact_match=True, device=model.device)
         model._last_obs = run_state.reset_as_before(model.env)
-        self._compare_observations(state)
-        model.policy.load_state_dict(state["policy"])
-        model.policy.optimizer.load_state_dict(state["optimizer"])
-        logger = None
-        if not model._custom_logger:
-            logger = logs.resumed_logger(self._folder.path, model.verbose, state["logs"])
-        self._set_up(total, callback, False, progress_bar, logger)
-
-        run_state.set_attributes(model, state["model"])
-        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
-        for name in ("ep_info_buffer", "ep_success_buffer"):
-            setattr(model, name, deque(state[name], maxlen=model._stats_window_size))
-        model.start_time = time.time_ns() - state["elapsed_ns"]
-        self._iteration = state["iteration"]
-        self._set_total(model._num_timesteps_at_start + total, stretch)
-        self._start(state)
+        with _reading(bundle):
+            self._compare_observations(state)
+            logger = None
+            if not model._custom_logger:
+                arguments = (model.verbose, model.tensorboard_log, self._names["tb_log_name"], state["logs"])
+                logger = logs.resumed_logger(self._folder.path, *arguments)
+        self._set_up(total, callback, False, logger)
+        with _reading(bundle):
+            self._restore_counters(state)
+            self._changed = self._set_total(model._num_timesteps_at_start + total, stretch)
+        self._start()
+        with _reading(bundle):
+            run_state.set_callbacks(self._callback, state["callbacks"], state["callbacks_began"])
+            logs.restore_waiting(model.logger, state["logs"])
+            logs.cut_monitors(self._folder.path, state["logs"]["monitors"])
+            run_state.set_generators(state["generators"], model.device)
         self._written = model.num_timesteps
         if model.verbose >= 1:
             print(f"Resumed at {model.num_timesteps} of {model._total_timesteps} timesteps")
             if model.num_timesteps >= model._total_timesteps:
                 print("Nothing is left to do: a larger number of timesteps would extend the run")
 
-    def _set_total(self, total: int, stretch: bool) -> None:
-        """Set the end of the run; the schedules go on as they were unless they are to be stretched."""
+    def _restore_counters(self, state: dict[str, Tree]) -> None:
         model = self._model
+        run_state.set_attributes(model, state["model"]["attributes"], run_state.MADE_ANEW)
+        run_state.tell(model, state["model"])
+        model._last_episode_starts = np.ones(model.n_envs, dtype=bool)
+        for name in ("ep_info_buffer", "ep_success_buffer"):
+            setattr(model, name, deque(state[name], maxlen=model._stats_window_size))
+        model.start_time = time.time_ns() - state["elapsed_ns"]
+        self._iteration = state["iteration"]
+
+    def _set_total(self, total: int, stretch: bool) -> bool:
+        """Set the end of the run; the schedules go on as they were unless they are to be stretched.
+
+        :return: whether that is a change
+        """
+        model = self._model
+        before = model._total_timesteps, model.schedule_timesteps
         if stretch:
             model.schedule_timesteps = None
         elif model.schedule_timesteps is None and total != model._total_timesteps:
             model.schedule_timesteps = model._total_timesteps
         model._total_timesteps = total
+        return before != (total, model.schedule_timesteps)
 
-    def _set_up(self, total: int, callback: MaybeCallback, reset: bool, progress_bar: bool, logger: Any | None) -> None:
+    def _set_up(self, total: int, callback: MaybeCallback, reset: bool, logger: Any | None) -> None:
         model = self._model
-        if progress_bar:
+        if self._names["progress_bar"]:
             if not isinstance(callback, BaseCallback):
                 callback = CallbackList(callback) if isinstance(callback, list) else ConvertCallback(callback)
-            callback = CallbackList([callback, _ProgressBar()])
+            self._bar = _ProgressBar()
+            callback = CallbackList([callback, self._bar])
+        self._names["reset_num_timesteps"] = reset
         custom = model._custom_logger
         if logger is not None:
             model.set_logger(logger)  # or SB3 would make another
@@ -266,22 +293,16 @@ class _Run:
                 stacklevel=6,
             )
 
-    def _start(self, state: dict[str, Tree] | None) -> None:
+    def _start(self) -> None:
         total = self._model._total_timesteps
-        names = {
-            "self": self._model,
-            "total_timesteps": total,
-            "callback": self._callback,
-            "iteration": self._iteration,
-        }
+        names = {"self": self._model, "total_timesteps": total, "iteration": self._iteration, **self._names}
+        names["callback"] = self._callback
         self._callback.on_training_start(names, globals())
-        if state is not None:
-            run_state.set_callbacks(self._callback, state["callbacks"])
-            run_state.set_generators(state["generators"])
+        self._began = run_state.callbacks_of(self._callback)
 
     # ------------------------------------------------------------------ training
 
-    def train(self, log_interval: int | None) -> None:
+    def train(self) -> None:
         """Train to the end, and leave a bundle behind whatever happens."""
         model = self._model
         self._snapshot()
@@ -289,17 +310,18 @@ class _Run:
             try:
                 self._write()
                 while model.num_timesteps < model._total_timesteps:
-                    if not self._iterate(log_interval):
+                    if not self._iterate():
                         break
                 self._write()
             except BaseException as error:
+                self._leaving = True
                 self._leave_bundle(error)
                 raise
         self._callback.on_training_end()
 
-    def _iterate(self, log_interval: int | None) -> bool:
+    def _iterate(self) -> bool:
         """One iteration, as in SB3's ``learn``; False if a callback ended the training."""
-        model = self._model
+        model, log_interval = self._model, self._names["log_interval"]
         if not model.collect_rollouts(model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps):
             return False
         self._iteration += 1
@@ -324,17 +346,20 @@ class _Run:
                 **self._constants,
                 "iteration": self._iteration,
                 "elapsed_ns": time.time_ns() - model.start_time,
-                "model": run_state.attributes_of(model, run_state.MADE_ANEW),
-                "policy": _copied(model.policy.state_dict()),
-                "optimizer": _copied(model.policy.optimizer.state_dict()),
-                "observations": deepcopy(model._last_obs),
+                "model": {
+                    "attributes": run_state.attributes_of(model, run_state.MADE_ANEW),
+                    **run_state.told_by(model),
+                },
+                "parameters": copied(model.get_parameters()),
+                "observations": copied(model._last_obs),
                 "episode_starts": model._last_episode_starts.copy(),
                 "environments": run_state.environments_of(model.env),
-                "ep_info_buffer": list(model.ep_info_buffer),
-                "ep_success_buffer": list(model.ep_success_buffer),
+                "ep_info_buffer": [_kept(info) for info in model.ep_info_buffer],
+                "ep_success_buffer": [success for success in model.ep_success_buffer if is_tree(success)],
                 "callbacks": run_state.callbacks_of(self._callback),
+                "callbacks_began": self._began,
                 "logs": logs.logs_of(self._folder.path, model.logger, model.num_timesteps),
-                "generators": run_state.generators(),
+                "generators": run_state.generators(model.device),
             },
         )
 
@@ -342,12 +367,12 @@ class _Run:
         """Write the latest snapshot; the training goes on if that fails."""
         assert self._latest is not None
         num_timesteps, state = self._latest
-        if num_timesteps == self._written:
+        if num_timesteps == self._written and not self._changed:
             return
         self._last_write = time.monotonic()
         try:
             self._folder.write(num_timesteps, state)
-        except OSError as error:
+        except Exception as error:  # whatever users' objects told of themselves
             warnings.warn(
                 f"no resume bundle could be written at {num_timesteps} timesteps: {error}. The training goes on; the "
                 f"last bundle is {_name(self._written)}",
@@ -355,11 +380,12 @@ class _Run:
                 stacklevel=4,
             )
         else:
-            self._written = num_timesteps
+            self._written, self._changed = num_timesteps, False
 
     def _leave_bundle(self, error: BaseException) -> None:
         """Write what the run has reached, and tell in the error how to go on."""
-        self._leaving = True
+        if self._bar is not None:
+            self._bar.on_training_end()
         self._write()
         if self._written is not None and hasattr(error, "add_note"):  # Python 3.11
             error.add_note(
@@ -369,16 +395,20 @@ class _Run:
     @contextmanager
     def _on_termination(self) -> Iterator[None]:
         """End the training on SIGTERM as Ctrl-C does: by an exception."""
-        if threading.current_thread() is not threading.main_thread():
+        before = signal.getsignal(signal.SIGTERM)
+        if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):
             yield
             return
 
-        def terminate(_signal: int, _frame: FrameType | None) -> None:
+        def terminate(number: int, frame: FrameType | None) -> None:
             self._terminated = True
-            if not self._leaving:
-                raise SystemExit(TERMINATED)
+            if self._leaving:
+                return
+            if callable(before):
+                before(number, frame)
+            raise SystemExit(TERMINATED)
 
-        before = signal.signal(signal.SIGTERM, terminate)
+        signal.signal(signal.SIGTERM, terminate)
         try:
             yield
         finally:
@@ -409,10 +439,6 @@ def _rows(observations: Any) -> dict[Any, np.ndarray]:
     return observations if isinstance(observations, dict) else {None: observations}
 
 
-def _copied(tree: Any) -> Any:
-    """A copy that later updates leave alone."""
-    if isinstance(tree, th.Tensor):
-        return tree.detach().clone()
-    if isinstance(tree, dict):
-        return {key: _copied(value) for key, value in tree.items()}
-    return [_copied(item) for item in tree] if isinstance(tree, list) else deepcopy(tree)
+def _kept(info: dict[str, Any]) -> dict[str, Tree]:
+    """Of an episode's record what a bundle can hold: a Monitor's ``info_keywords`` may be anything."""
+    return {name: value for name, value in info.items() if is_tree(value)}

@@ -1,4 +1,4 @@
-"""Where a run's resume bundles lie; without torch, for the command line."""
+"""Where a run's resume bundles lie, and what is wrong with them; without torch, for the command line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from pathlib import Path
 BUNDLES = "bundles"
 """name of the subfolder of a run's folder"""
 _NAME = re.compile(r"bundle_(\d+)\.safetensors")
+
+
+class BundleError(ValueError):
+    """A resume bundle that is torn, foreign, or of another run."""
 
 
 def bundle_name(num_timesteps: int) -> str:

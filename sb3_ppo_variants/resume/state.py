@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import importlib.metadata
 import inspect
+import json
 import platform
 import random
 import time
 import warnings
 from collections.abc import Collection, Iterator, Mapping
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,7 +26,9 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 
 from sb3_ppo_variants.resume.folder import BundleWarning
-from sb3_ppo_variants.resume.format import BundleError, Tree, is_tree
+from sb3_ppo_variants.resume.format import MAX_VALUES, Tree, copied, encode, n_values
+from sb3_ppo_variants.resume.names import BundleError
+from sb3_ppo_variants.vec_env import WorkersMonitor
 from sb3_ppo_variants.vec_env.episode_start import GET, SET, record_episodes
 
 if TYPE_CHECKING:
@@ -107,13 +109,19 @@ def identity_of(model: PaperOnPolicyAlgorithm) -> State:
 
 
 def require_same_run(model: PaperOnPolicyAlgorithm, state: State) -> None:
-    """Check that a bundle is of this model's run; warn of settings and versions that are no longer the same.
+    """Check that a bundle is of a run such as this model's.
 
     :raises BundleError: if it is of another
     """
+    identity = state.get("identity")
     for name, value in identity_of(model).items():
-        if state["identity"].get(name) != value:
-            raise BundleError(f"it is of another run: its {name} is {state['identity'].get(name)}, here it is {value}")
+        before = identity.get(name) if isinstance(identity, dict) else None
+        if before != value:
+            raise BundleError(f"it is of another run: its {name} is {before}, here it is {value}")
+
+
+def tell_changes(model: PaperOnPolicyAlgorithm, state: State) -> None:
+    """Warn of settings and versions that are no longer those of the bundle."""
     for what, now, before in (
         ("settings", settings_of(model), state["settings"]),
         ("versions", versions(), state["versions"]),
@@ -130,23 +138,23 @@ def require_same_run(model: PaperOnPolicyAlgorithm, state: State) -> None:
 # ------------------------------------------------------------------ random generators
 
 
-def generators() -> State:
-    """The states of the process's random generators."""
+def generators(device: th.device) -> State:
+    """The states of the process's random generators, and of the device's where it has one of its own."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(legacy=False),
         "torch": th.get_rng_state(),
-        "cuda": th.cuda.get_rng_state_all() if th.cuda.is_available() else [],
+        "cuda": th.cuda.get_rng_state(device) if device.type == "cuda" else None,
     }
 
 
-def set_generators(state: State) -> None:
+def set_generators(state: State, device: th.device) -> None:
     """The reverse of :func:`generators`."""
     random.setstate(state["python"])
     np.random.set_state(state["numpy"])
     th.set_rng_state(state["torch"])
-    if state["cuda"] and th.cuda.is_available():
-        th.cuda.set_rng_state_all(state["cuda"])
+    if state["cuda"] is not None and device.type == "cuda":
+        th.cuda.set_rng_state(state["cuda"], device)
 
 
 # ------------------------------------------------------------------ plain attributes
@@ -154,31 +162,58 @@ def set_generators(state: State) -> None:
 
 @functools.cache  # a callback has them looked up in every iteration
 def _constructor_arguments(kind: Any) -> frozenset[str]:
-    return frozenset(inspect.signature(kind).parameters)
+    """The arguments of a class's constructor, and of those that it hands others through to."""
+    names: set[str] = set()
+    for cls in kind.__mro__[:-1]:
+        names.update(inspect.signature(cls).parameters if "__init__" in vars(cls) else ())
+    return frozenset(names)
 
 
 def attributes_of(thing: Any, left_out: Collection[str]) -> State:
-    """What an object has beside its constructor's arguments, as far as a bundle can hold it; and what it tells."""
+    """What an object has beside its constructor's arguments, as far as a bundle can hold it."""
     left_out = {*left_out, *_constructor_arguments(thing.__class__)}
-    state = {
-        "attributes": {
-            name: deepcopy(value) for name, value in vars(thing).items() if name not in left_out and is_tree(value)
-        }
-    }
-    if hasattr(thing, GET):
-        state["told"] = getattr(thing, GET)()
-    return state
+    kept: State = {}
+    for name, value in vars(thing).items():
+        if name in left_out:
+            continue
+        count = n_values(value)
+        if count is not None and count > MAX_VALUES:
+            _warn_of_size(thing.__class__, name)
+        elif count is not None:
+            kept[name] = copied(value)
+    return kept
 
 
-def set_attributes(thing: Any, state: State) -> None:
+@functools.cache  # once
+def _warn_of_size(kind: Any, name: str) -> None:
+    warnings.warn(
+        f"the attribute {name!r} of {kind.__name__} holds more than {MAX_VALUES} values and is not kept in resume "
+        f"bundles; as a NumPy array it would be",
+        BundleWarning,
+        stacklevel=3,
+    )
+
+
+def set_attributes(thing: Any, attributes: State, left_out: Collection[str]) -> None:
     """The reverse of :func:`attributes_of`.
 
-    :raises BundleError: for an attribute that the object's class defines as something else
+    :raises BundleError: for an attribute that no bundle of this object would hold
     """
-    for name, value in state["attributes"].items():
-        if callable(getattr(thing, name, None)) or isinstance(getattr(type(thing), name, None), property):
+    left_out = {*left_out, *_constructor_arguments(thing.__class__)}
+    for name, value in attributes.items():
+        taken = callable(getattr(thing, name, None)) or isinstance(getattr(type(thing), name, None), property)
+        if name in left_out or name.startswith("__") or taken:
             raise BundleError(f"its attribute {name!r} is none of a {type(thing).__name__}")
         setattr(thing, name, value)
+
+
+def told_by(thing: Any) -> State:
+    """What an object tells of itself, if it does."""
+    return {"told": copied(getattr(thing, GET)())} if hasattr(type(thing), GET) else {}
+
+
+def tell(thing: Any, state: State) -> None:
+    """The reverse of :func:`told_by`."""
     if "told" in state:
         getattr(thing, SET)(state["told"])
 
@@ -194,7 +229,15 @@ def prepare(env: VecEnv) -> bool:
     if isinstance(env.unwrapped, DummyVecEnv):
         for each in env.unwrapped.envs:
             record_episodes(each)
-    return env.unwrapped.has_attr("resume_start")
+    return _knows(env, "resume_start")
+
+
+def _knows(env: VecEnv, method: str) -> bool:
+    """Whether the environments have a method; those of a simulator that cannot be asked have none."""
+    try:
+        return env.unwrapped.has_attr(method)
+    except Exception:
+        return False
 
 
 def _wrappers(env: VecEnv) -> Iterator[VecEnvWrapper]:
@@ -224,9 +267,7 @@ def _wrapper_state(wrapper: VecEnvWrapper) -> State:
             state["observations"] = {key: _statistics(each) for key, each in of.items()} if several else _statistics(of)
     if isinstance(wrapper, VecMonitor):
         state["seconds"], state["episodes"] = time.time() - wrapper.t_start, wrapper.episode_count
-    if hasattr(type(wrapper), GET):
-        state["told"] = getattr(wrapper, GET)()
-    return state
+    return {**state, **told_by(wrapper)}
 
 
 def _set_wrapper_state(wrapper: VecEnvWrapper, state: State) -> None:
@@ -242,8 +283,7 @@ def _set_wrapper_state(wrapper: VecEnvWrapper, state: State) -> None:
             _set_statistics(observed, state["observations"])
     if isinstance(wrapper, VecMonitor):
         wrapper.t_start, wrapper.episode_count = time.time() - state["seconds"], state["episodes"]
-    if "told" in state:
-        getattr(wrapper, SET)(state["told"])
+    tell(wrapper, state)
 
 
 def environments_of(env: VecEnv, question: str = "resume_start") -> State:
@@ -251,10 +291,13 @@ def environments_of(env: VecEnv, question: str = "resume_start") -> State:
 
     :param question: ``resume_now`` for environments that are reset before they are used
     """
-    known = env.unwrapped.has_attr(question)
+    base = env.unwrapped
     return {
         "wrappers": [_wrapper_state(wrapper) for wrapper in _wrappers(env)],
-        "episodes": env.unwrapped.env_method(question) if known else None,
+        "episodes": base.env_method(question) if _knows(base, question) else None,
+        # Those that wait for the first reset.
+        "seeds": list(base._seeds),
+        "options": copied(base._options),
     }
 
 
@@ -270,14 +313,12 @@ def set_environments(env: VecEnv, state: State) -> None:
     for wrapper, each in zip(wrappers, state["wrappers"], strict=True):
         _set_wrapper_state(wrapper, each)
     base = env.unwrapped
-    if state["episodes"] is not None and base.has_attr("resume_from"):
+    if state["episodes"] is not None and _knows(base, "resume_from"):
         if len(state["episodes"]) != base.num_envs:
             raise BundleError(f"it tells of {len(state['episodes'])} environments; here are {base.num_envs}")
         for index, episode in enumerate(state["episodes"]):
             base.env_method("resume_from", episode, indices=index)
-        # Seeds that wait for the first reset would undo it.
-        base._reset_seeds()
-        base._reset_options()
+        base._seeds, base._options = list(state["seeds"]), list(state["options"])
 
 
 def reset_as_before(env: VecEnv) -> Any:
@@ -300,9 +341,9 @@ def shift_clock(env: VecEnv, seconds: float) -> None:
     for wrapper in _wrappers(env):
         if isinstance(wrapper, VecMonitor):
             wrapper.t_start += seconds
-        elif "shift_clock" in vars(type(wrapper)):
+        elif isinstance(wrapper, WorkersMonitor):
             wrapper.shift_clock(seconds)
-    if env.unwrapped.has_attr("shift_clock"):
+    if _knows(env, "shift_clock"):
         env.unwrapped.env_method("shift_clock", seconds)
 
 
@@ -331,27 +372,56 @@ def prepare_callbacks(callback: BaseCallback) -> None:
 
 
 def callbacks_of(callback: BaseCallback) -> list[State]:
-    """The state of each callback."""
+    """The state of each callback: what it tells, or else its attributes."""
     states = []
     for each in _callbacks(callback):
-        state = {"class": type(each).__name__, **attributes_of(each, SET_BY_SB3)}
+        state: State = {"class": type(each).__name__, **told_by(each)}
+        if "told" not in state:
+            state["attributes"] = attributes_of(each, SET_BY_SB3)
         if isinstance(each, EvalCallback):
             state["environments"] = environments_of(each.eval_env, "resume_now")
         states.append(state)
     return states
 
 
-def set_callbacks(callback: BaseCallback, states: list[State]) -> None:
-    """The reverse of :func:`callbacks_of`: each callback gets the state of the one of its class, in their order.
+def set_callbacks(callback: BaseCallback, states: list[State], began: list[State]) -> None:
+    """Restore the callbacks: each gets the state of the one of its class, in their order.
 
-    Those that were added begin as they are; what is told of those that are gone is dropped.
+    Those that were added begin as they are; what is told of those that are gone is dropped. An attribute that began
+    with another value than in the old process keeps it: it comes from settings that were changed, or from the clock.
+
+    :param states: as of :func:`callbacks_of`
+    :param began: the same of when the old process began
     """
-    waiting = list(states)
+    waiting = list(zip(states, began, strict=True))
     for each in _callbacks(callback):
-        state = next((state for state in waiting if state["class"] == type(each).__name__), None)
-        if state is None:
+        pair = next((pair for pair in waiting if pair[0]["class"] == type(each).__name__), None)
+        if pair is None:
             continue
-        waiting.remove(state)
-        set_attributes(each, state)
-        if isinstance(each, EvalCallback):
-            set_environments(each.eval_env, state["environments"])
+        waiting.remove(pair)
+        _set_callback(each, *pair)
+
+
+def _set_callback(callback: BaseCallback, state: State, began: State) -> None:
+    tell(callback, state)
+    now = attributes_of(callback, SET_BY_SB3)
+    before = began.get("attributes", {})
+    kept = {
+        name: value
+        for name, value in state.get("attributes", {}).items()
+        if name not in now or _same(now[name], before.get(name))
+    }
+    set_attributes(callback, kept, SET_BY_SB3)
+    if isinstance(callback, EvalCallback):
+        try:
+            set_environments(callback.eval_env, state["environments"])
+        except BundleError as error:
+            warnings.warn(f"the evaluation begins anew: {error}", BundleWarning, stacklevel=2)
+
+
+def _same(one: Tree, other: Tree) -> bool:
+    """Whether two trees are equal, bit for bit."""
+    tensors: tuple[dict[str, th.Tensor], dict[str, th.Tensor]] = ({}, {})
+    texts = [json.dumps(encode(tree, found)) for tree, found in zip((one, other), tensors, strict=True)]
+    pairs = zip(tensors[0].values(), tensors[1].values(), strict=False)
+    return texts[0] == texts[1] and all(th.equal(*pair) for pair in pairs)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterator
+from copy import deepcopy
 from typing import Any
 
 import gymnasium as gym
@@ -34,10 +35,11 @@ class EpisodeRecorder:
 
     def reset(self, **arguments: Any) -> Any:
         """As the environment's; after :meth:`resume_from`, the reset that is to be repeated."""
-        if self._again is not None:
-            set_state(self._env, self._again["before"])
-            arguments, self._again = self._again["arguments"], None
-        start = {"before": state_of(self._env), "arguments": dict(arguments)}
+        again, self._again = self._again, None
+        if again is not None:
+            set_state(self._env, again["before"])
+            arguments = arguments if again["arguments"] is None else again["arguments"]
+        start = {"before": state_of(self._env), "arguments": deepcopy(arguments)}
         result = self._reset(**arguments)
         self._start = start
         return result
@@ -47,8 +49,8 @@ class EpisodeRecorder:
         return {**self._start, "monitor": _monitor_state(self._env)}
 
     def resume_now(self) -> State:
-        """The same for an environment that will be reset before it is stepped again."""
-        return {"before": state_of(self._env), "arguments": {}, "monitor": _monitor_state(self._env)}
+        """The same for an environment that will be reset, by arguments that are not known yet, before it is stepped."""
+        return {"before": state_of(self._env), "arguments": None, "monitor": _monitor_state(self._env)}
 
     def resume_from(self, state: State) -> None:
         """Let the next reset be the one that :meth:`resume_start` told of."""
@@ -86,8 +88,14 @@ def record_episodes(env: gym.Env) -> gym.Env:
 
 def state_of(env: gym.Env) -> State:
     """The random generators of an environment, and what it and its wrappers tell of themselves."""
-    generators = [_state_of_generator(generator) for generator in _generators(env)]
-    return {"generators": generators, "layers": {name: getattr(layer, GET)() for name, layer in _telling(env)}}
+    base = env.unwrapped
+    own = getattr(base, "np_random", None)
+    return {
+        "own": _state_of_generator(own),
+        # Asked for, a space's generator would be made, and its parts' made anew: only those that are there count.
+        "spaces": [_state_of_generator(space._np_random) for space in _spaces(base)],
+        "layers": {name: deepcopy(getattr(layer, GET)()) for name, layer in _telling(env)},
+    }
 
 
 def set_state(env: gym.Env, state: State) -> None:
@@ -96,17 +104,16 @@ def set_state(env: gym.Env, state: State) -> None:
     :raises ValueError: if the environment is another
     """
     layers = dict(_telling(env))
-    generators = list(_generators(env))
-    if set(layers) != set(state["layers"]) or len(generators) != len(state["generators"]):
+    spaces = list(_spaces(env.unwrapped))
+    if set(layers) != set(state["layers"]) or len(spaces) != len(state["spaces"]):
         raise ValueError(
-            f"{env} is another environment than that of the bundle: it has {len(generators)} random generators and "
-            f"the layers {sorted(layers)}; the bundle has {len(state['generators'])} and {sorted(state['layers'])}"
+            f"{env} is another environment than that of the bundle: it has {len(spaces)} spaces and the layers "
+            f"{sorted(layers)}; the bundle has {len(state['spaces'])} and {sorted(state['layers'])}"
         )
-    for generator, before in zip(generators, state["generators"], strict=True):
-        if isinstance(generator, np.random.Generator):
-            generator.bit_generator.state = before
-        else:
-            generator.set_state(before)
+    _set_generator(getattr(env.unwrapped, "np_random", None), state["own"])
+    for space, before in zip(spaces, state["spaces"], strict=True):
+        if before is not None:
+            _set_generator(space.np_random, before)
     for name, layer in layers.items():
         getattr(layer, SET)(state["layers"][name])
 
@@ -126,30 +133,31 @@ def _telling(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
             yield f"{depth} {type(layer).__name__}", layer
 
 
-def _generators(env: gym.Env) -> Iterator[Any]:
-    """The environment's generator, and those of its spaces, from which some draw their episodes.
-
-    One that is none of NumPy's, as some environments keep under that name, stays unknown.
-    """
-    base = env.unwrapped
-    own = getattr(base, "np_random", None)
-    if isinstance(own, (np.random.Generator, np.random.RandomState)):
-        yield own
+def _spaces(base: gym.Env) -> Iterator[gym.Space]:
+    """The environment's spaces, from which some draw their episodes: each before its parts."""
     for space in (base.action_space, base.observation_space):
-        yield from _generators_of_space(space)
+        yield from _space_and_parts(space)
+
+
+def _space_and_parts(space: gym.Space) -> Iterator[gym.Space]:
+    yield space
+    parts: Any = getattr(space, "spaces", ())
+    for part in parts.values() if isinstance(parts, dict) else parts:
+        yield from _space_and_parts(part)
 
 
 def _state_of_generator(generator: Any) -> Any:
+    """None for what is no generator of NumPy's: some environments keep something else under that name."""
     if isinstance(generator, np.random.Generator):
         return generator.bit_generator.state
-    return generator.get_state(legacy=False)
+    return generator.get_state(legacy=False) if isinstance(generator, np.random.RandomState) else None
 
 
-def _generators_of_space(space: gym.Space) -> Iterator[Any]:
-    yield space.np_random
-    parts: Any = getattr(space, "spaces", ())
-    for part in parts.values() if isinstance(parts, dict) else parts:
-        yield from _generators_of_space(part)
+def _set_generator(generator: Any, state: Any) -> None:
+    if isinstance(generator, np.random.Generator):
+        generator.bit_generator.state = state
+    elif isinstance(generator, np.random.RandomState):
+        generator.set_state(state)
 
 
 def _monitor_of(env: gym.Env) -> Any:

@@ -41,19 +41,19 @@ class RandomWalk(gym.Env[np.ndarray, np.ndarray]):
     action_space = spaces.Box(-1, 1, (2,), np.float32)
 
     def __init__(self) -> None:
-        self.episodes = 0
+        self.memory: list[int] = []
 
-    def get_resume_state(self) -> int:
-        return self.episodes
+    def get_resume_state(self) -> list[int]:
+        return self.memory
 
-    def set_resume_state(self, state: int) -> None:
-        self.episodes = state
+    def set_resume_state(self, state: list[int]) -> None:
+        self.memory = state
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
         super().reset(seed=seed)
         self.steps = 0
-        self.episodes += 1
-        self.place = self.np_random.normal(self.episodes % 3, 1.0, 3).astype(np.float32)
+        self.memory.append(len(self.memory) % 3)
+        self.place = self.np_random.normal(self.memory[-1], 1.0, 3).astype(np.float32)
         return self.place, {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
@@ -63,15 +63,15 @@ class RandomWalk(gym.Env[np.ndarray, np.ndarray]):
         return self.place, -float(np.abs(self.place).sum()), False, self.steps >= EPISODE, {}
 
 
-def make_env(kind: str, folder: Path | None = None, normalize: bool = True) -> VecEnv:
-    """Four walks, each in a ``Monitor`` that appends to its file."""
+def make_env(kind: str, folder: Path | None = None, normalize: bool = True, n_envs: int = N_ENVS) -> VecEnv:
+    """Walks, each in a ``Monitor`` that appends to its file."""
 
     def make(index: int) -> Callable[[], gym.Env]:
         path = None if folder is None else str(folder / str(index))
         append = folder is not None and (folder / f"{index}.monitor.csv").exists()
         return lambda: record_episodes(Monitor(RandomWalk(), path, override_existing=not append))
 
-    fns = [make(index) for index in range(N_ENVS)]
+    fns = [make(index) for index in range(n_envs)]
     env: VecEnv
     if kind == "dummy":
         env = DummyVecEnv(fns)

@@ -275,7 +275,7 @@ def test_bundles_are_two_and_hold_no_pickle(tmp_path: Path) -> None:
     assert names == [f"bundle_{number * ITERATION:012d}.safetensors" for number in (4, 3)]
     for path in bundle_paths(tmp_path):
         assert len(safetensors.torch.load_file(path)) > 20
-    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == [*sorted(names), "lock"]
+    assert sorted(path.name for path in (tmp_path / "bundles").iterdir()) == [*sorted(names), "lock", "run_id"]
 
 
 def damage_truncate(data: bytes) -> bytes:
@@ -326,12 +326,13 @@ def test_no_readable_bundle_is_an_error_and_loses_nothing(tmp_path: Path) -> Non
     paths = bundle_paths(tmp_path)
     for path in paths:
         path.write_bytes(b"nothing")
-    with (
-        pytest.warns(BundleWarning),
-        pytest.raises(BundleError, match=r"no resume bundle in .* can be read: .*cut off.*Start anew"),
-    ):
+    with pytest.raises(BundleError, match=r"no resume bundle in .* can be used: .*cut off.*Start anew"):
         make_model().learn(2 * ITERATION, run_folder=tmp_path, resume="auto")
-    assert all(path.with_name(path.name + ".unreadable").read_bytes() == b"nothing" for path in paths)
+    # Also not at the second try, as of a program that is started again and again.
+    with pytest.raises(BundleError, match="no resume bundle"):
+        make_model().learn(2 * ITERATION, run_folder=tmp_path, resume="auto")
+    assert all(path.read_bytes() == b"nothing" for path in paths)
+    assert len(progress(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(
@@ -340,6 +341,7 @@ def test_no_readable_bundle_is_an_error_and_loses_nothing(tmp_path: Path) -> Non
         (lambda: make_model(PPOClipPaper), "its algorithm is PPOAdaptiveKLPaper, here it is PPOClipPaper"),
         (lambda: make_model(env=make_env("dummy", normalize=False)), r"its environments are in \['VecNormalize'\]"),
         (lambda: make_model(policy_kwargs={"net_arch": [8]}), "it does not fit this run"),
+        (lambda: make_model(env=make_env("dummy", n_envs=2), batch_size=32), "its n_envs is 4, here it is 2"),
     ],
 )
 def test_a_bundle_of_another_run_is_refused(tmp_path: Path, other: Any, message: str) -> None:
@@ -347,7 +349,7 @@ def test_a_bundle_of_another_run_is_refused(tmp_path: Path, other: Any, message:
     model = other()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BundleWarning)
-        with pytest.raises(BundleError, match=rf"cannot be resumed: .*{message}"):
+        with pytest.raises(BundleError, match=rf"can(not)? be (resumed|used): .*{message}"):
             model.learn(2 * ITERATION, run_folder=tmp_path, resume=True)
     assert len(bundle_paths(tmp_path)) == 2  # also the one of before the first iteration
 
@@ -424,6 +426,17 @@ def test_an_environment_that_begins_otherwise_is_named(tmp_path: Path, monkeypat
         make_model().learn(2 * ITERATION, run_folder=tmp_path, resume=True)
 
 
+def test_a_bundle_of_another_run_is_passed_over(tmp_path: Path) -> None:
+    """Also one of the same settings, and of a later timestep."""
+    make_model(seed=5).learn(4 * ITERATION, run_folder=tmp_path / "other")
+    make_model().learn(2 * ITERATION, run_folder=tmp_path / "run")
+    foreign = bundle_paths(tmp_path / "other")[0]
+    (tmp_path / "run" / "bundles" / foreign.name).write_bytes(foreign.read_bytes())
+    with pytest.warns(BundleWarning, match="is not used: it is of another run"):
+        model = make_model().learn(2 * ITERATION, run_folder=tmp_path / "run", resume=True)
+    assert_same(make_model().learn(2 * ITERATION), model)
+
+
 # ------------------------------------------------------------------ interruptions
 
 
@@ -475,8 +488,8 @@ def test_a_full_disk_is_survived_and_told(tmp_path: Path, monkeypatch: pytest.Mo
     original, calls = folder.atomic_write, []
 
     def full(path: Path, data: bytes) -> None:
-        calls.append(path)
-        if 2 <= len(calls) <= 3:
+        calls.append(path.name)
+        if path.name.startswith("bundle") and 2 <= sum(name.startswith("bundle") for name in calls) <= 3:
             raise OSError(28, "No space left on device")
         original(path, data)
 
@@ -512,7 +525,7 @@ def test_a_really_full_disk_leaves_the_bundle_before(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "File too large. The training goes on; the last bundle is that of 64 timesteps" in done.stderr
     bundles = [f"bundle_{number * ITERATION:012d}.safetensors" for number in (0, 1)]
-    assert done.stdout.strip() == f"{3 * ITERATION} {[*bundles, 'lock']}"
+    assert done.stdout.strip() == f"{3 * ITERATION} {[*bundles, 'lock', 'run_id']}"
 
 
 def test_a_jump_of_the_clock_is_left_out_of_logged_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
