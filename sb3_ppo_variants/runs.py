@@ -28,6 +28,7 @@ RESUME_FLAGS = (
 # What is kept among the settings instead.
 SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
 LENGTH_FLAGS = (("-n", "--n-timesteps"),)
+SEED_FLAG = (("--seed",),)
 
 
 class RunOptions(NamedTuple):
@@ -127,7 +128,7 @@ def write_run(folder: Path, options: RunOptions, seed: int, settings: Mapping[st
     """
     arguments = list(options.kept)
     if options.folder is None:
-        arguments += ["--seed", str(seed)]
+        arguments = [*_without(SEED_FLAG, arguments), "--seed", str(seed)]
     kept: dict[str, Any] | None = dict(settings)
     try:
         json.dumps(kept)

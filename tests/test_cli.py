@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import sb3_ppo_variants
-from sb3_ppo_variants import ALGORITHMS, PPOClipPaper, cli, demo, zoo
+from sb3_ppo_variants import ALGORITHMS, BundleWarning, PPOClipPaper, cli, demo, zoo
 
 QUIET = ["--eval-freq", "-1", "--verbose", "0", "--no-progress"]
 SHORT_TRAINING = ["-n", "256", "-params", "n_steps:64", "n_envs:2", "batch_size:64", *QUIET]
@@ -309,10 +309,26 @@ def test_a_killed_run_is_resumed_and_extended(
         before = [pair for pair, end in zip(returns, ends, strict=True) if end <= 2048 // 8]
         assert resumed[: len(before)] == before
 
-    assert cli.main(["train", "--resume", RUN, "--until", "4096", "--no-progress"]) == 0
+    flags = ["--until", "4096", "--no-progress", "-params", "n_epochs:2"]
+    with pytest.warns(BundleWarning, match="n_epochs was 10 and is 2"):
+        assert cli.main(["train", "--resume", RUN, *flags]) == 0
     assert "Resumed at 3072 of 4096 timesteps" in capsys.readouterr().out
     assert len(rows("progress.csv")) == 1 + 4
     assert Path(RUN, "CartPole-v1.zip").is_file()
+    # What was asked for once, and nothing twice.
+    kept = json.loads(Path(RUN, "run.json").read_text())
+    assert kept["arguments"].count("--seed") == kept["arguments"].count("-n") == 1
+    assert kept["arguments"][-2:] == ["-n", "4096"]
+    assert kept["settings"]["n_epochs"] == 2
+
+    for path in Path(RUN, "bundles").glob("*.safetensors"):
+        path.write_bytes(b"nothing")
+    assert cli.main(["train", "--resume", RUN]) == 2
+    output = capsys.readouterr()
+    assert "no resume bundle in" in output.err
+    assert "Traceback" not in output.err
+    assert "To go on" not in output.out
+    assert len(rows("progress.csv")) == 1 + 4
 
 
 @pytest.mark.parametrize(
