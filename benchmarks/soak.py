@@ -6,11 +6,11 @@ Trains `PPOClipPaper` with `presets.ROBOSCHOOL_LOCOMOTION` over `SharedMemoryVec
 at random, gets SIGKILL, in whatever it is doing. In the end it checks that
 
 - the steps counted are rollouts × steps in each × environments,
-- each kill led to one replacement,
+- each kill led to one replacement, and at most one kill of those due is missing,
 - the memory of the program and its processes (proportional set size, sampled every ten seconds) has not grown by more
-  than 5 % after the first minute: medians over the first and the last third of the samples since then, which are taken
-  while all workers are there,
-- no process, descriptor, semaphore or shared memory is left that was not there before.
+  than 5 % after the first minute: medians over the second minute and the last two; samples are taken while all workers
+  are there,
+- no process, zombie, descriptor, semaphore or shared memory is left that was not there before.
 
 It exits with 1 if one of these fails. One line per minute tells how it goes. Needs Linux and psutil.
 """
@@ -45,6 +45,8 @@ from sb3_ppo_variants.vec_env import SharedMemoryVecEnv, WorkerLostWarning
 SAMPLE_SECONDS = 10.0
 FIRST_SECONDS = 60.0
 """In which memory may grow: buffers are filled, and libraries loaded."""
+EARLY_SECONDS, LATE_SECONDS = 60.0, 120.0
+"""After the first and before the end, from which memory is compared."""
 GROWTH_BAR = 0.05
 SEED = 0
 NAMES_OF_PYTHON = ("sem.", "psm_", "sb3")
@@ -82,6 +84,7 @@ class Killer:
     def __init__(self, watch: Watch, every: float):
         self.watch, self.every = watch, every
         self.kills = 0
+        self.error: BaseException | None = None
         self.samples: list[tuple[float, float]] = []
         """seconds since the beginning, and GiB"""
         self._random = random.Random(SEED)
@@ -89,7 +92,7 @@ class Killer:
 
     @contextmanager
     def at_work(self) -> Iterator[None]:
-        """Kill and sample inside of the context."""
+        """Kill and sample inside of the context; what goes wrong with it ends the training and is raised."""
         thread = threading.Thread(target=self._run, daemon=True)
         thread.start()
         try:
@@ -97,8 +100,17 @@ class Killer:
         finally:
             self._stopped.set()
             thread.join()
+        if self.error is not None:
+            raise self.error
 
     def _run(self) -> None:
+        try:
+            self._act()
+        except BaseException as error:
+            self.error = error
+            self.watch.seconds = 0.0
+
+    def _act(self) -> None:
         acts: list[tuple[float, Callable[[], bool]]] = [
             (self.every, self._kill),
             (SAMPLE_SECONDS, self._sample),
@@ -138,10 +150,11 @@ class Killer:
         return True
 
 
-def tree() -> list[psutil.Process]:
-    """This process and all below it that still run."""
+def tree(*, zombies: bool = False) -> list[psutil.Process]:
+    """This process and all below it that still run; or those that have ended, and nobody asked how."""
     me = psutil.Process()
-    return [me, *(child for child in me.children(recursive=True) if child.status() != psutil.STATUS_ZOMBIE)]
+    below = [child for child in me.children(recursive=True) if (child.status() == psutil.STATUS_ZOMBIE) == zombies]
+    return below if zombies else [me, *below]
 
 
 def worker_processes() -> list[int]:
@@ -164,6 +177,7 @@ def resources() -> dict[str, Any]:
     processes = tree()
     return {
         "processes": len(processes),
+        "zombies": len(tree(zombies=True)),
         "descriptors": sum(process.num_fds() for process in processes),
         "shared memory": sum(Path(f"/proc/{p.pid}/maps").read_text().count("memfd:sb3") for p in processes),
         "names in /dev/shm": sorted(p.name for p in Path("/dev/shm").iterdir() if p.name.startswith(NAMES_OF_PYTHON)),
@@ -174,11 +188,13 @@ def resources() -> dict[str, Any]:
 
 def growth(samples: list[tuple[float, float]]) -> float:
     """By what part of itself the memory has grown since the first minute; 0 if the run was no longer."""
-    later = [memory for seconds, memory in samples if seconds >= FIRST_SECONDS]
-    if not later:
+    since = [sample for sample in samples if sample[0] >= FIRST_SECONDS]
+    if not since:
         return 0.0
-    third = max(1, len(later) // 3)
-    return statistics.median(later[-third:]) / statistics.median(later[:third]) - 1
+    first, last = since[0][0], since[-1][0]
+    early = [memory for seconds, memory in since if seconds < first + EARLY_SECONDS]
+    late = [memory for seconds, memory in since if seconds > last - LATE_SECONDS]
+    return statistics.median(late) / statistics.median(early) - 1
 
 
 def make_env(task: str, n_envs: int, n_workers: int) -> VecEnv:
@@ -218,12 +234,16 @@ def soak(arguments: argparse.Namespace) -> dict[str, tuple[bool, str]]:
     n_steps, n_envs = model.n_steps, arguments.envs
     due = watch.rollouts * n_steps * n_envs
     grown = growth(killer.samples)
+    kills_due = max(1, int(60 * arguments.minutes / arguments.kill_every) - 1)
     return {
         "steps": (
             model.num_timesteps == due,
             f"{model.num_timesteps:,} counted; {watch.rollouts} rollouts × {n_steps} × {n_envs} = {due:,}",
         ),
-        "replacements": (lost == killer.kills > 0, f"{lost} for {killer.kills} kills"),
+        "replacements": (
+            lost == killer.kills >= kills_due,
+            f"{lost} for {killer.kills} kills, at least {kills_due} due",
+        ),
         "memory": (
             grown <= GROWTH_BAR,
             f"{100 * grown:+.1f} % since the first minute, allowed {100 * GROWTH_BAR:+.0f} %; "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,20 +15,20 @@ import numpy as np
 import pytest
 
 import sb3_ppo_variants  # noqa: F401  # registers the tasks
+from tests.helpers import BENCHMARKS, benchmark
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 HARDER = "RoboschoolHumanoidFlagrunHarder-v1"
 TASKS = ["RoboschoolHumanoid-v1", "RoboschoolHumanoidFlagrun-v1", HARDER]
 
 
 @pytest.fixture
 def recording() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("recording", BENCHMARKS / "recording.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("recording")
+
+
+@pytest.fixture
+def soak() -> ModuleType:
+    return benchmark("soak")
 
 
 def run(script: str, *arguments: str) -> str:
@@ -114,8 +115,31 @@ def test_vec_env_overhead_measures_the_memory_of_a_worker() -> None:
     assert printed.count("MB per environment") == (2 if Path("/proc/self/smaps_rollup").exists() else 0)
 
 
+def test_soak_sees_nearly_all_of_a_leak(soak: ModuleType) -> None:
+    leaking = [(seconds, 1 + 0.06 * seconds / 1800) for seconds in np.arange(0.0, 1800.0, 10.0)]
+    assert soak.growth(leaking) > 0.05
+    assert soak.growth([(seconds, memory if seconds < 60 else 1.0) for seconds, memory in leaking]) == 0
+    assert soak.growth(leaking[:3]) == 0  # no longer than what may grow
+
+
+def test_soak_tells_of_what_ended_its_killing(soak: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Watch:
+        elapsed, replaced, seconds = 1.0, 0, 60.0
+
+    def no_such_process() -> float:
+        asked.set()
+        raise ProcessLookupError("it was there")
+
+    asked = threading.Event()
+    monkeypatch.setattr(soak, "tree_memory", no_such_process)
+    watch = Watch()
+    with pytest.raises(ProcessLookupError, match="it was there"), soak.Killer(watch, 10.0).at_work():
+        assert asked.wait(10)
+    assert watch.seconds == 0  # the training ends
+
+
 @pytest.mark.slow
 def test_soak_kills_and_counts() -> None:
     printed = run("soak.py", "--minutes", "0.2", "--envs", "2", "--kill-every", "4")
     assert "FAIL" not in printed
-    assert printed.count("ok   ") == 9
+    assert printed.count("ok   ") == 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import signal
 import subprocess
@@ -10,12 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-import psutil
 import pytest
 from gymnasium.wrappers import TransformReward
 from stable_baselines3.common.monitor import Monitor, load_results
@@ -34,16 +34,19 @@ from sb3_ppo_variants.vec_env import (
     shared_memory,
 )
 from tests import vec_env_cases as cases
+from tests.helpers import benchmark
 from tests.vec_env_cases import (
     ACTIONS,
     OBSERVATIONS,
     DyingEnv,
+    SlowEnv,
     assert_same,
     dying,
     functions,
     is_running,
     losses_in,
     steps_of,
+    trajectory,
 )
 
 
@@ -269,6 +272,182 @@ def test_an_interruption_while_a_replacement_starts_leaves_the_cut_to_tell() -> 
     )
 
 
+def check_it_goes_on(env: SharedMemoryVecEnv, env_fns: list[Callable[[], gym.Env]]) -> None:
+    """With a step, and after a reset as if nothing had been."""
+    assert not env.waiting
+    *_, infos = steps_of(env, 1)[0]
+    assert env.get_attr("n_steps") == [info.get("steps", 0) for info in infos]
+    env.env_method("set_wrapper_attr", "n_steps", 0)
+    assert_same(trajectory(env), trajectory(DummyVecEnv(env_fns)))
+
+
+def interrupt(patch: pytest.MonkeyPatch, where: Any, name: str, call: int, instead: Callable[..., Any]) -> None:
+    """Let Ctrl-C come in the ``call``-th call of a method, of which ``instead`` is then done."""
+    whole = getattr(where, name)
+    calls = iter(range(1, 100))
+
+    def interrupted(*arguments: Any) -> Any:
+        if next(calls) != call:
+            return whole(*arguments)
+        instead(*arguments)
+        raise KeyboardInterrupt
+
+    patch.setattr(where, name, interrupted)
+
+
+ASKED: dict[str, Callable[[SharedMemoryVecEnv], Any]] = {
+    "reset": lambda env: env.reset(),
+    "step": lambda env: steps_of(env, 1),
+    "question": lambda env: env.get_attr("n_steps"),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize(("name", "call"), [("receive", 1), ("receive", 2), ("send", 2)])
+def test_an_interruption_leaves_the_workers_in_step(asked: str, name: str, call: int) -> None:
+    fns = functions("dict", "box", 5)
+    env = fork(fns)
+    workers = [chunk._process for chunk in env._chunks]
+    if asked != "reset":
+        env.reset()
+        steps_of(env, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, shared_memory._Worker, name, call, lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            ASKED[asked](env)
+    env._require_ready()
+    assert [chunk._process for chunk in env._chunks] == workers
+    env.reset()
+    check_it_goes_on(env, fns)
+    assert env.lost_workers == 0
+
+
+def test_ctrl_c_in_a_long_step() -> None:
+    fns: list[Callable[[], gym.Env]] = [partial(SlowEnv, 0.4 * (index == 1)) for index in range(2)]
+    env = fork(fns)
+    env.reset()
+    handler = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(2):  # the second also while what the first left is waited for
+            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            with pytest.raises(KeyboardInterrupt):
+                steps_of(env, 1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert env.get_attr("n_steps") == [1, 1]
+    *_, infos = steps_of(env, 1)[0]
+    assert [info["steps"] for info in infos] == [2, 2]
+    assert env.lost_workers == 0
+    env.close()
+
+
+@pytest.mark.parametrize("asked", ASKED)
+@pytest.mark.parametrize("name", ["recv_bytes", "send_bytes"])
+def test_an_interruption_in_the_midst_of_a_message_replaces_its_worker(asked: str, name: str) -> None:
+    def half(connection: Any, *_: Any) -> None:
+        if name == "recv_bytes":
+            os.read(connection.fileno(), 4)
+        else:
+            os.write(connection.fileno(), b"\0\0")
+
+    fns = functions("dict", "box", 5)
+    env = fork(fns)
+    workers = [chunk._process for chunk in env._chunks]
+    env.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, Connection, name, 2, half)
+        with pytest.raises(KeyboardInterrupt):
+            ASKED[asked](env)
+    *_, infos = steps_of(env, 1)[0]
+    assert losses_in(infos) == [False] * 3 + [True] * 2
+    assert [chunk._process is process for chunk, process in zip(env._chunks, workers, strict=True)] == [True, False]
+    assert not any(losses_in(steps_of(env, 1)[0][3]))
+    check_it_goes_on(env, fns)
+
+
+def test_a_torn_message_does_not_keep_it_from_closing() -> None:
+    before = children()
+    env = fork(functions("box", "box", 4))
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, Connection, "recv_bytes", 1, lambda connection: os.read(connection.fileno(), 4))
+        with pytest.raises(KeyboardInterrupt):
+            env.reset()
+    started = time.monotonic()
+    env.close()
+    assert time.monotonic() - started < 2
+    assert children() == before
+
+
+def test_an_environment_that_raises_in_an_interrupted_step_ends_everything() -> None:
+    before = children()
+    env = fork(functions("box", "box", 4, troubled=3))
+    env.reset()
+    steps_of(env, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, shared_memory._Worker, "receive", 1, lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            steps_of(env, 1)
+    with pytest.raises(EnvironmentRaisedError, match="environment 3 raised a ZeroDivisionError"):
+        env.get_attr("n_steps")
+    assert children() == before
+
+
+def test_a_loss_in_an_interrupted_step_is_a_cut() -> None:
+    env = fork([partial(DyingEnv, "")] * 4)
+    env.reset()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt(patch, shared_memory._Worker, "receive", 2, lambda *_: kill_worker(env, 1))
+        with pytest.raises(KeyboardInterrupt):
+            steps_of(env, 1)
+    kill_worker(env, 0)
+    with pytest.warns(WorkerLostWarning):
+        *_, infos = steps_of(env, 1)[0]
+    assert losses_in(infos) == [True] * 4
+    env.close()
+
+
+def test_a_step_that_nobody_began_cannot_be_waited_for() -> None:
+    env = fork(functions("box", "box", 2))
+    env.reset()
+    with pytest.raises(RuntimeError, match="no step is under way; begin one with step_async first"):
+        env.step_wait()
+    steps_of(env, 1)
+    env.close()
+
+
+def test_a_loss_in_a_step_before_any_reset_is_a_cut(tmp_path: Path) -> None:
+    env = fork(dying(tmp_path, "step 1"))
+    with pytest.warns(WorkerLostWarning, match="made anew, and their episodes truncated"):
+        _, _, dones, infos = steps_of(env, 1)[0]
+    assert dones.tolist() == losses_in(infos) == [False, False, True, True]
+    assert env.get_attr("n_resets") == [0, 0, 1, 1]
+    assert not any(losses_in(steps_of(env, 1)[0][3]))
+    env.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="what tells a process from the fork server's children")
+def test_the_end_of_the_fork_server_is_not_that_of_its_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = SharedMemoryVecEnv([partial(SlowEnv, 0.3)] * 2, 2, "forkserver")
+    env.reset()
+    workers = [chunk._process.pid for chunk in env._chunks]
+    env.step_async(np.zeros((2, 2), np.float32))
+    server: Any = forkserver._forkserver
+    os.kill(server._forkserver_pid, signal.SIGKILL)
+    *_, infos = env.step_wait()
+    assert [info["steps"] for info in infos] == [1, 1]
+    assert env.lost_workers == 0
+    os.kill(workers[0], signal.SIGKILL)  # and the next fork server starts its replacement
+    with pytest.warns(WorkerLostWarning, match="of environment 0 ended"):
+        steps_of(env, 1)
+    env.set_attr("seconds", 60)
+    env.step_async(np.zeros((2, 2), np.float32))
+    monkeypatch.setattr(shared_memory, "CLOSING_SECONDS", 0.2)
+    workers += [chunk._process.pid for chunk in env._chunks]
+    env.close()
+    assert not any(is_running(pid) for pid in workers)
+
+
 @pytest.mark.parametrize("method", ["env_method", "get_attr", "set_attr"])
 def test_a_question_to_a_lost_worker_is_asked_again(tmp_path: Path, method: str) -> None:
     cases.check_that_a_question_to_a_lost_worker_is_asked_again(fork, kill_worker, tmp_path, method)
@@ -365,19 +544,6 @@ def test_training_goes_on_over_losses_and_counts_its_steps() -> None:
     assert lost == [(21, 2), (21, 3)] * 2
 
 
-def resources() -> dict[str, Any]:
-    """What this process and its children hold, and what they would leave on the machine."""
-    me = psutil.Process()
-    tree = [me, *me.children(recursive=True)]
-    return {
-        "processes": len(tree),
-        "descriptors": sum(process.num_fds() for process in tree),  # the fork server's among them
-        "memory files": sum(Path(f"/proc/{process.pid}/maps").read_text().count("memfd:sb3") for process in tree),
-        "names": {path.name for path in Path("/dev/shm").glob("*") if path.name.startswith(("sem.", "psm_", "sb3"))},
-        "System V": [len(Path("/proc/sysvipc", kind).read_text().splitlines()) for kind in ("sem", "shm")],
-    }
-
-
 def replace(env: SharedMemoryVecEnv, number: int) -> None:
     kill_worker(env, number)
     with pytest.warns(WorkerLostWarning):
@@ -387,7 +553,7 @@ def replace(env: SharedMemoryVecEnv, number: int) -> None:
 def check_that_replacements_leave_nothing(n_times: int, start_method: str) -> None:
     if start_method == "forkserver":
         SharedMemoryVecEnv([partial(DyingEnv, "")], start_method=start_method).close()  # the fork server stays
-    gc.collect()
+    resources = benchmark("soak").resources
     outside = resources()
     env = SharedMemoryVecEnv([partial(DyingEnv, "")] * 4, 2, start_method)
     env.reset()
@@ -401,7 +567,6 @@ def check_that_replacements_leave_nothing(n_times: int, start_method: str) -> No
     assert env.lost_workers == n_times + 2
     env.close()
     del env
-    gc.collect()
     assert resources() == outside
 
 

@@ -7,6 +7,7 @@ import re
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from copy import deepcopy
@@ -157,6 +158,18 @@ class DyingEnv(RandomEnv):
     def die_or_add(self, number: int) -> int:
         self._die("method")
         return number
+
+
+class SlowEnv(RandomEnv):
+    """Takes ``seconds`` for a step."""
+
+    def __init__(self, seconds: float):
+        super().__init__(BOX, ACTIONS["box"])
+        self.seconds = seconds
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        time.sleep(self.seconds)
+        return super().step(action)
 
 
 def dying(tmp_path: Path, where: str, n_envs: int = 4, victim: int = 2) -> list[Callable[[], gym.Env]]:

@@ -38,6 +38,8 @@ class Chunk:
         self.part = slice(first, first + n_envs)
         self.starting = False
         """whether the worker was asked to start, and its answer not seen yet"""
+        self.torn = False
+        """whether part of a message is sent or read: if Ctrl-C comes then, nobody knows which, and it cannot go on"""
         self.restarts = 0
         """how often the worker was replaced"""
         self.recent_restarts = 0
@@ -145,6 +147,7 @@ class ChunkedVecEnv(VecEnv):
         self._n_steps = 0
         self._pending: dict[Any, Any] = {}  # chunks with a step under way, and what _receive needs for its answer
         self._episodes_begun = False
+        self._unsettled = False  # while workers are asked and answer; stays if Ctrl-C ends that
         self._last_seeds: list[int | None] = [None] * n_envs
 
     def reset(self) -> VecEnvObs:
@@ -171,13 +174,17 @@ class ChunkedVecEnv(VecEnv):
         """End the step that :meth:`step_async` began.
 
         :return: observations, rewards ``(N,)``, ends ``(N,)``, infos
-        :raises RuntimeError: if closed
+        :raises RuntimeError: if closed, or if no step is under way
         """
+        self._require_open()
+        if not self.waiting:
+            raise RuntimeError("no step is under way; begin one with step_async first")
         with self._ending_on_error():
-            answers, lost = self._receive(self._pending)
+            # The step is over, even if Ctrl-C comes now: half of its answers may be gone.
+            pending, self._pending, self.waiting = self._pending, {}, False
+            answers, lost = self._receive(pending)
             raise_failures([answer.value for answer in answers.values()])
             self._replace(lost)
-        self._pending, self.waiting = {}, False
         self._n_steps += 1
         results = []
         for chunk in self._chunks:
@@ -269,6 +276,9 @@ class ChunkedVecEnv(VecEnv):
         :return: the answers, and what is known of the workers that were lost
         """
 
+    def _drop_answers(self) -> None:
+        """Wait for answers that Ctrl-C kept from being received, except those to a step under way, and drop them."""
+
     @abstractmethod
     def _start_anew(self, chunks: list[Any]) -> dict[Any, Loss]:
         """Start workers in place of the ones before, with the same attributes and with :meth:`_new_seeds`.
@@ -299,13 +309,29 @@ class ChunkedVecEnv(VecEnv):
     def _ending_on_error(self) -> Iterator[None]:
         self._require_open()
         try:
-            # Ctrl-C came while they started: what they answered was not seen, and a step has yet to tell of the cut.
-            if interrupted := [chunk for chunk in self._chunks if chunk.starting]:
-                self._replace(self._begin(interrupted))
+            if self._unsettled:
+                self._settle()
+            self._unsettled = True
             yield
+            self._unsettled = False
         except Exception:
             self._end_workers()
             raise
+
+    def _settle(self) -> None:
+        """Bring all workers to where they wait for a command, after Ctrl-C."""
+        # What they answered to a start was not seen, or half of a message; a step has yet to tell of the cut.
+        if interrupted := [chunk for chunk in self._chunks if chunk.starting or chunk.torn]:
+            self._replace(self._begin(interrupted))
+        self._drop_answers()
+
+    def _step_begun(self, pending: dict[Any, Any]) -> None:
+        """Take note of a step under way.
+
+        :param pending: the chunks that were asked to step, and for each what :meth:`_send` returned
+        """
+        self._episodes_begun = True  # also without a reset: environments made anew could not go on without one
+        self._pending, self.waiting = pending, True
 
     def _ask_again(self, messages: dict[Any, tuple[Any, ...]], *, cuts: bool = True) -> dict[Any, Any]:
         """The values of the workers' answers, in the order of ``messages``; of a lost worker, its replacement's.

@@ -130,8 +130,7 @@ class RayVecEnv(ChunkedVecEnv):
         with self._ending_on_error():
             # Whoever chose the actions has not seen yet that an actor was replaced: its environments wait.
             stepped = [actor for actor in self._chunks if actor.cut is None]
-            self._pending = {actor: actor.send("step", actions[actor.part]) for actor in stepped}
-        self.waiting = True
+            self._step_begun({actor: actor.send("step", actions[actor.part]) for actor in stepped})
 
     @property
     def lost_actors(self) -> int:

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import pickle
 import signal
+import sys
 import time
 import weakref
 from collections.abc import Callable
@@ -58,6 +59,10 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
 
     An environment that raises is no lost worker. In a reset or step it ends the whole with an exception that names the
     environment, and nothing stays behind; in any other method, as an answer that cannot be pickled, it ends nothing.
+
+    After a KeyboardInterrupt (Ctrl-C) one can go on, with a reset or without. What it interrupted is over: the
+    environments end it, and their answers are dropped. In the few microseconds in which a message is sent or read it
+    leaves nobody knowing how much of it: that worker is made anew as if it were lost, without a warning.
 
     :param env_fns: functions that make the environments, each a new one
     :param n_workers: worker processes; None: as many as the process may use cores, at most one per environment
@@ -116,20 +121,29 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         """
         self._require_ready()
         self._require_actions(actions)
-        shared = self._incoming.actions
-        as_they_are = True  # another type or shape than the space's: each environment gets its row
-        if shared is not None and isinstance(actions, np.ndarray):
-            as_they_are = actions.dtype != shared.dtype or actions.shape != shared.shape
-            if not as_they_are:
-                shared[:] = actions
         with self._ending_on_error():
+            as_they_are = not self._share(actions)
             # Whoever chose the actions has not seen yet that a worker was replaced: its environments wait.
             stepped = [started for started in self._chunks if started.cut is None]
-            self._pending = {
-                started: self._send(started, "step", list(actions[started.part]) if as_they_are else None)
-                for started in stepped
-            }
-        self.waiting = True
+            self._step_begun(
+                {
+                    started: self._send(started, "step", list(actions[started.part]) if as_they_are else None)
+                    for started in stepped
+                }
+            )
+
+    def _share(self, actions: Any) -> bool:
+        """Put actions into the shared memory.
+
+        :return: False where they are of another type or shape than the space's: each environment gets its row
+        """
+        shared = self._incoming.actions
+        if shared is None or not isinstance(actions, np.ndarray):
+            return False
+        if actions.dtype != shared.dtype or actions.shape != shared.shape:
+            return False
+        shared[:] = actions
+        return True
 
     def _require_ready(self) -> None:
         """Check that the next answer of a worker will be to what it is asked now.
@@ -154,9 +168,15 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
         return answers, lost
 
     def _received(self) -> None:
-        # What was received stays as it is while the workers write into the other bank.
-        self._incoming, self._arrays = self._arrays, self._incoming
-        self._bank = 1 - self._bank
+        # What was received stays as it is while the workers write into the other bank. Ctrl-C does not come between.
+        self._incoming, self._arrays, self._bank = self._arrays, self._incoming, 1 - self._bank
+
+    def _drop_answers(self) -> None:
+        late = {started: None for started in self._chunks if started.asked and started not in self._pending}
+        moved = [started for started in late if started.asked != "call"]
+        answers, lost = self._receive(late)
+        raise_failures([answers[started].value for started in moved if started in answers])
+        self._replace(lost)
 
     def _first_spaces(self) -> tuple[gym.Space, gym.Space]:
         """Start all workers.
@@ -215,21 +235,27 @@ class _Worker(Chunk):
         self.connection: Any = None
         """None: not started, or ended"""
         self._process: Any = None
+        self._pidfd: int | None = None
+        """of the process, for its end; None where the system has none"""
+        self.asked: str | None = None
+        """the command that it has not answered yet"""
 
     def start(self, others: list[connection.Connection]) -> None:
         """Start the process.
 
         :param others: the parent's ends of connections to other workers
         """
-        self.connection, remote = self._context.Pipe()
+        ours, remote = self._context.Pipe()
         # A forked process inherits the parent's ends; as long as it holds one, its owner would not notice our death.
-        inherited = [*others, self.connection] if self._context.get_start_method() == "fork" else []
+        inherited = [*others, ours] if self._context.get_start_method() == "fork" else []
         arguments = (remote, inherited, self._pickled_env_fns, self.first, self.name)
-        self._process = self._context.Process(target=worker.run, args=arguments, daemon=True)
+        process = self._context.Process(target=worker.run, args=arguments, daemon=True)
+        self.connection, self._process, self.asked, self.torn = ours, process, "start", False
         try:
-            self._process.start()
+            process.start()
         finally:
             remote.close()
+        self._pidfd = _pidfd_of(process.pid)
 
     def send(self, bank: int, command: str, *arguments: Any) -> None:
         """Send a command to the worker; of one that is no longer there, :meth:`receive` will tell.
@@ -237,10 +263,12 @@ class _Worker(Chunk):
         :param bank: where its arrays are to lie
         """
         message = worker.pickled((bank, command, arguments))
+        self.torn, self.asked = True, command
         try:  # noqa: SIM105  # contextlib.suppress would cost a microsecond in each step
             self.connection.send_bytes(message)
         except OSError:
             pass
+        self.torn = False
 
     def share(self, bank: int, descriptor: int, *arguments: Any) -> None:
         """Hand over the memory of the arrays.
@@ -256,14 +284,35 @@ class _Worker(Chunk):
 
         :raises WorkerDiedError: if the worker ends instead
         """
-        ready = connection.wait([self.connection, self._process.sentinel])
-        try:
-            # Asked again only where it ended: it may have answered before, after the connection was looked at.
-            if self.connection in ready or self.connection.poll():
-                return pickle.loads(self.connection.recv_bytes())
-        except (EOFError, OSError):
-            pass
+        ready = connection.wait([self.connection, self._end])
+        # Asked again only where it ended: it may have answered before, after the connection was looked at.
+        if self.connection in ready or self.connection.poll():
+            self.torn = True
+            try:
+                message = self.connection.recv_bytes()
+            except (EOFError, OSError):
+                message = None
+            if message is not None:
+                self.torn, self.asked = False, None
+                return pickle.loads(message)
         raise self._death()
+
+    @property
+    def _end(self) -> int:
+        """What becomes readable with the process's end."""
+        # The sentinel of a process that a fork server made also does with the fork server's end.
+        return self._process.sentinel if self._pidfd is None else self._pidfd
+
+    def _runs(self) -> bool:
+        return self._process.is_alive() if self._pidfd is None else not connection.wait([self._pidfd], 0)
+
+    def _kill(self) -> None:
+        if self._pidfd is None:
+            self._process.kill()
+        else:
+            with contextlib.suppress(ProcessLookupError):  # it has ended by now
+                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+            connection.wait([self._pidfd])
 
     def _death(self) -> WorkerDiedError:
         self._process.join(CLOSING_SECONDS)
@@ -275,7 +324,7 @@ class _Worker(Chunk):
 
     def ask_to_end(self) -> None:
         """Let the worker close its environments."""
-        if self.connection is not None:
+        if self.connection is not None and not self.torn:
             self.send(0, "close")
 
     def end(self) -> None:
@@ -285,21 +334,34 @@ class _Worker(Chunk):
         if self._process.pid is not None:  # else it could not be started
             self._end_process()
         self._process.close()
+        if self._pidfd is not None:
+            os.close(self._pidfd)
+            self._pidfd = None
         self.connection.close()
         self.connection = None
 
     def _end_process(self) -> None:
-        deadline = time.monotonic() + CLOSING_SECONDS
-        while self._process.is_alive() and (left := deadline - time.monotonic()) > 0:
+        # Of a torn message no end might come. If Ctrl-C ends this wait, whoever takes it up again does not wait.
+        deadline = time.monotonic() + (0 if self.torn else CLOSING_SECONDS)
+        self.torn = True
+        while self._runs() and (left := deadline - time.monotonic()) > 0:
             # What it still has to say is read, or it could not go on to its end.
-            if self.connection in connection.wait([self.connection, self._process.sentinel], left):
+            if self.connection in connection.wait([self.connection, self._end], left):
                 try:
                     self.connection.recv_bytes()
                 except (EOFError, OSError):
-                    self._process.join(left)
-        if self._process.is_alive():
-            self._process.kill()
+                    connection.wait([self._end], left)
+        if self._runs():
+            self._kill()
         self._process.join()
+
+
+def _pidfd_of(pid: int) -> int | None:
+    """A descriptor that stands for a process, whoever's child it is; None where the system has none."""
+    if sys.platform == "linux" and hasattr(os, "pidfd_open"):
+        with contextlib.suppress(OSError):
+            return os.pidfd_open(pid)
+    return None
 
 
 def _raise_losses(lost: dict[_Worker, Loss]) -> None:
