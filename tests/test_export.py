@@ -385,13 +385,22 @@ def test_what_is_written_is_what_is_checked(
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("name", ["box", "discrete"])
-@pytest.mark.parametrize("writer", ["to_torchscript", "to_onnx"])
+@pytest.mark.parametrize(
+    ("writer", "name"),
+    [
+        ("to_torchscript", "box"),
+        ("to_torchscript", "discrete"),
+        ("to_onnx", "box"),
+        pytest.param("to_onnx", "discrete", marks=pytest.mark.slow),
+    ],
+)
+@pytest.mark.parametrize("runtime", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_graphs_are_run_before_they_are_written(
-    writer: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    writer: str, name: str, runtime: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = getattr(export, writer)
-    without_onnxruntime(monkeypatch)
+    if not runtime:
+        without_onnxruntime(monkeypatch)
 
     def broken(graph: Any) -> bytes:
         with th.no_grad():
@@ -404,9 +413,14 @@ def test_graphs_are_run_before_they_are_written(
     with pytest.raises(ExportError, match=rf"policy\.{suffix} would act otherwise than the model"):
         export_policy(make_model(CASES[name]), tmp_path, formats=[form])
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(export, writer, real)
-    export_policy(make_model(CASES[name]), tmp_path, formats=[form])
-    assert (tmp_path / f"policy.{suffix}").exists()
+
+
+@pytest.mark.slow
+@every_case
+def test_onnx_is_checked_without_onnxruntime(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_onnxruntime(monkeypatch)
+    export_policy(make_model(CASES[name]), tmp_path, formats=["onnx"])
+    assert (tmp_path / "policy.onnx").exists()
 
 
 # ------------------------------------------------------------------ files that were changed
@@ -618,13 +632,13 @@ def test_what_is_no_file_is_refused_without_waiting(folder: Path) -> None:
 
 
 def test_folders_in_the_place_of_files_are_refused_and_closed(folder: Path) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = len([*Path("/proc/self/fd").iterdir()])
     for name in ("policy.safetensors", "policy.json"):
         (folder / name).unlink()
         (folder / name).mkdir()
         with pytest.raises(ExportError, match=f"{name} is not a file$"):
             load_policy(folder)
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert len([*Path("/proc/self/fd").iterdir()]) == descriptors
 
 
 def test_a_header_that_lies_is_refused(folder: Path) -> None:
@@ -665,7 +679,7 @@ def test_bounds_that_numpy_cannot_sample_are_refused(tmp_path: Path) -> None:
     description = json.loads((tmp_path / "policy.json").read_text())
     description["observation_space"] |= {"dtype": "float64", "low": -1.7e308, "high": 1.7e308}
     (tmp_path / "policy.json").write_text(json.dumps(description))
-    with pytest.raises(ExportError, match="no policy can be built from policy.json: Range exceeds valid bounds"):
+    with pytest.raises(ExportError, match="no policy can be built from policy.json: Range exceeds"):
         load_policy(tmp_path)
 
 
@@ -740,7 +754,8 @@ def test_a_file_that_no_export_wrote_is_not_touched(name: str, tmp_path: Path) -
         with pytest.raises(ExportError, match=rf"{name} is not as an export wrote it.* export into another folder"):
             export_policy(model, tmp_path, formats=formats)
         assert contents(tmp_path) == before
-        (tmp_path / name).unlink()
+        for path in tmp_path.iterdir():
+            path.unlink()
         export_policy(model, tmp_path, formats=["torchscript"])
         (tmp_path / name).write_bytes(b"mine")
 
