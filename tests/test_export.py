@@ -679,7 +679,7 @@ def test_bounds_that_numpy_cannot_sample_are_refused(tmp_path: Path) -> None:
     description = json.loads((tmp_path / "policy.json").read_text())
     description["observation_space"] |= {"dtype": "float64", "low": -1.7e308, "high": 1.7e308}
     (tmp_path / "policy.json").write_text(json.dumps(description))
-    with pytest.raises(ExportError, match="no policy can be built from policy.json: Range exceeds"):
+    with pytest.raises(ExportError, match=r"no policy can be built from policy.json: Range exceeds"):
         load_policy(tmp_path)
 
 
