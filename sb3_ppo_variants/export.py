@@ -6,12 +6,9 @@ numbers and names alone, and :func:`load_policy` checks each before it uses it.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
-import os
 import platform
-import stat
 from collections.abc import Sequence
 from copy import deepcopy
 from importlib.metadata import version
@@ -45,13 +42,20 @@ import sb3_ppo_variants
 from sb3_ppo_variants import export_format as layout
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.distributions import FAMILIES
-from sb3_ppo_variants.export_format import Description, ExportError, NormalizerSettings, PolicySettings
-from sb3_ppo_variants.export_graph import ActionGraph, to_onnx, to_torchscript
-from sb3_ppo_variants.files import atomic_write_all
+from sb3_ppo_variants.export_files import (
+    DESCRIPTION_FILE,
+    FORMATS,
+    MAX_JSON_BYTES,
+    OPTIONAL_FILES,
+    WEIGHTS_FILE,
+    ExportError,
+    read_file,
+    write_export,
+)
+from sb3_ppo_variants.export_format import Description, NormalizerSettings, PolicySettings
+from sb3_ppo_variants.export_graph import ActionGraph, run_onnx, run_torchscript, to_onnx, to_torchscript
 
 __all__ = ["FORMATS", "ExportError", "ExportedPolicy", "export_policy", "load_policy"]
-
-FORMATS = ("safetensors", *layout.OPTIONAL_FILES)
 
 _POLICIES: dict[str, type[ActorCriticPolicy]] = {
     "MlpPolicy": ActorCriticPolicy,
@@ -117,7 +121,8 @@ class ExportedPolicy:
         """The action for an observation or a batch of them, as SB3's ``predict``.
 
         :param observation: as the environment gives it, not normalised: ``(*shape)`` or ``(B, *shape)``, or a dict
-            of such; images channel first or last
+            of such; images channel first or last, those that are normalised in the order of the statistics, which
+            is channel first
         :param state: SB3's recurrent state; returned as it is
         :param episode_start: ignored, as no policy here is recurrent
         :param deterministic: whether to take the most likely action instead of sampling
@@ -153,54 +158,57 @@ def export_policy(
 ) -> None:
     """Write a trained policy into a folder, as files that :func:`load_policy` reads without running anything.
 
-    ``policy.json`` and ``policy.safetensors`` are always written. The export is loaded and compared with the model
-    before the first file is replaced; a failure leaves the folder as it was.
+    ``policy.json`` and ``policy.safetensors`` are always written. The policy is built anew from the bytes of the files,
+    the graphs are run from theirs, and all are compared with the model before the first file is replaced; a failure
+    leaves the folder as it was.
 
     :param model: a model of this package or of SB3 with one of SB3's own actor-critic policies
     :param folder: where to; made if it is missing. Files of an earlier export are replaced, and those of formats
-        that are not asked for are removed
+        that are not asked for are removed; files of the same names that no export wrote are never touched
     :param formats: ``"safetensors"``; ``"onnx"`` for ``policy.onnx`` (needs the ``[onnx]`` extra);
         ``"torchscript"`` for ``policy.pt``, by an interface that torch deprecates
     :param vec_normalize: the statistics by which observations are normalised; None: those of the model's environment,
         if it has any
-    :raises ExportError: if something of the model cannot be exported; names it
+    :raises ExportError: if something of the model cannot be exported, or a file is in the way; names it
     :raises OSError: if a file cannot be written
     """
     _check_formats(formats)
     description, tensors, vec_normalize = _describe(model, vec_normalize)
-    contents = {layout.WEIGHTS_FILE: serialize(tensors)}
-    exported = _build(description, tensors, model.device)
-    _check_agreement(model, vec_normalize, exported)
+    contents = {WEIGHTS_FILE: serialize(tensors)}
+    exported = _check_written(model, vec_normalize, description, contents)
     if "onnx" in formats:
-        contents[layout.OPTIONAL_FILES["onnx"]] = to_onnx(exported.graph())
+        contents[OPTIONAL_FILES["onnx"]] = to_onnx(exported.graph())
     if "torchscript" in formats:
-        contents[layout.OPTIONAL_FILES["torchscript"]] = to_torchscript(exported.graph())
+        contents[OPTIONAL_FILES["torchscript"]] = to_torchscript(exported.graph())
+    if len(contents) > 2:
+        _check_written(model, vec_normalize, description, contents)
+    write_export(Path(folder), contents)
+
+
+def _check_written(
+    model: Any, vec_normalize: VecNormalize | None, description: Description, contents: dict[str, bytes]
+) -> ExportedPolicy:
+    """Add the description to the files' contents, and compare what all of them stand for with the model.
+
+    :return: the policy that they hold, built from their bytes alone
+    """
+    contents.pop(DESCRIPTION_FILE, None)
     description.sha256.update({name: hashlib.sha256(data).hexdigest() for name, data in contents.items()})
-    contents[layout.DESCRIPTION_FILE] = layout.to_json(description)
-    layout.from_json(contents[layout.DESCRIPTION_FILE])  # what it would refuse is refused now
-    _write(Path(folder), contents)
+    contents[DESCRIPTION_FILE] = layout.to_json(description)
+    read = layout.from_json(contents[DESCRIPTION_FILE])
+    exported = _from_weights(read, contents[WEIGHTS_FILE], model.device)
+    raw = _some_observations(exported.observation_space)
+    _check_agreement(model, vec_normalize, exported, raw)
+    for name, run in (("onnx", run_onnx), ("torchscript", run_torchscript)):
+        if OPTIONAL_FILES[name] in contents:
+            _check_graph(OPTIONAL_FILES[name], run(contents[OPTIONAL_FILES[name]], _parts(raw)), exported, raw)
+    return exported
 
 
 def _check_formats(formats: Sequence[str]) -> None:
     allowed = f"a sequence of {', '.join(map(repr, FORMATS))}"
     if isinstance(formats, str) or not isinstance(formats, Sequence) or not set(formats) <= set(FORMATS):
         raise ExportError(f"formats must be {allowed}; got {formats!r}")
-
-
-def _write(folder: Path, contents: dict[str, bytes]) -> None:
-    """Write all files or none, then remove those that belong to an earlier export."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        atomic_write_all({folder / name: data for name, data in contents.items()})
-    except BaseException:
-        for path in missing:
-            with contextlib.suppress(OSError):
-                path.rmdir()
-        raise
-    for name in layout.OPTIONAL_FILES.values():
-        if name not in contents:
-            (folder / name).unlink(missing_ok=True)
 
 
 def _describe(
@@ -383,14 +391,8 @@ def _check_finite(tensors: dict[str, np.ndarray]) -> None:
             raise ExportError(f"{name} must be >= 0; it holds {value.min()}")
 
 
-def _check_agreement(model: Any, vec_normalize: VecNormalize | None, exported: ExportedPolicy) -> None:
+def _check_agreement(model: Any, vec_normalize: VecNormalize | None, exported: ExportedPolicy, raw: Any) -> None:
     """Compare deterministic actions: what was changed in a model without a trace in its arguments shows here."""
-    rng = np.random.default_rng(0)
-    space = exported.observation_space
-    if isinstance(space, spaces.Dict):
-        raw: Any = {key: _some_observations(part, rng) for key, part in space.spaces.items()}
-    else:
-        raw = _some_observations(space, rng)
     seen = raw if vec_normalize is None else vec_normalize.normalize_obs(raw)
     expected, _ = model.predict(seen, deterministic=True)
     actions, _ = exported.predict(raw, deterministic=True)
@@ -402,7 +404,33 @@ def _check_agreement(model: Any, vec_normalize: VecNormalize | None, exported: E
         )
 
 
-def _some_observations(space: Any, rng: np.random.Generator) -> np.ndarray:
+def _check_graph(name: str, actions: np.ndarray, exported: ExportedPolicy, raw: Any) -> None:
+    """Compare a graph's actions with the policy's: near enough to show a graph that is broken, not one that rounds."""
+    expected, _ = exported.predict(raw, deterministic=True)
+    agrees = actions.shape == expected.shape and actions.dtype == expected.dtype
+    if agrees and isinstance(exported.action_space, spaces.Box):
+        largest = np.abs(expected[np.isfinite(expected)]).max(initial=0)
+        agrees = np.allclose(actions, expected, rtol=0, atol=1e-6 + 1e-3 * largest, equal_nan=True)
+    elif agrees:  # two actions that are equally likely up to rounding may be decided otherwise
+        agrees = np.mean(actions != expected) <= 0.25
+    if not agrees:
+        raise ExportError(f"{name} would act otherwise than the model, and nothing is written: leave out its format")
+
+
+def _parts(raw: Any) -> list[np.ndarray]:
+    """Observations as the graphs take them."""
+    return list(raw.values()) if isinstance(raw, dict) else [raw]
+
+
+def _some_observations(space: Any) -> Any:
+    """A few observations, or a dict of them in the order of the space's keys."""
+    rng = np.random.default_rng(0)
+    if isinstance(space, spaces.Dict):
+        return {key: _some_of_part(part, rng) for key, part in space.spaces.items()}
+    return _some_of_part(space, rng)
+
+
+def _some_of_part(space: Any, rng: np.random.Generator) -> np.ndarray:
     """A few observations, ``(B, *shape)``, of moderate size where the space is unbounded."""
     shape = (_CHECKED_OBSERVATIONS, *space.shape)
     if isinstance(space, spaces.Box):
@@ -430,33 +458,20 @@ def load_policy(folder: str | Path, device: th.device | str = "auto", *, max_byt
     require("max_bytes", max_bytes, "an integer >= 1", lambda value: value >= 1, integer=True)
     device = get_device(device)
     folder = Path(folder)
-    description = layout.from_json(_read(folder / layout.DESCRIPTION_FILE, 1, layout.MAX_JSON_BYTES))
+    description = layout.from_json(read_file(folder / DESCRIPTION_FILE, 1, MAX_JSON_BYTES))
     shapes = layout.tensor_shapes(description)
     size = sum(_NUMPY_TYPES[kind].itemsize * math.prod(shape) for kind, shape in shapes.values())
     if size > max_bytes:
-        raise ExportError(f"{layout.DESCRIPTION_FILE} describes weights of {size} bytes; max_bytes is {max_bytes}")
-    data = _read(folder / layout.WEIGHTS_FILE, size, size + _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(shapes))
-    if hashlib.sha256(data).hexdigest() != description.sha256[layout.WEIGHTS_FILE]:
-        raise ExportError(f"{layout.WEIGHTS_FILE} is not the file that {layout.DESCRIPTION_FILE} belongs to (sha256)")
-    return _build(description, _read_tensors(data, shapes), device)
+        raise ExportError(f"{DESCRIPTION_FILE} describes weights of {size} bytes; max_bytes is {max_bytes}")
+    data = read_file(folder / WEIGHTS_FILE, size, size + _HEADER_BYTES + _HEADER_BYTES_PER_TENSOR * len(shapes))
+    return _from_weights(description, data, device)
 
 
-def _read(path: Path, smallest: int, largest: int) -> bytes:
-    """A file's bytes, if it is a file and of a size within the limits."""
-    try:
-        # Opening a pipe would wait for its other end.
-        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise ExportError(f"{path} is not a file")
-            if not smallest <= status.st_size <= largest:
-                raise ExportError(f"{path} must have {smallest} to {largest} bytes; it has {status.st_size}")
-            return file.read(largest)
-    except (OSError, ValueError) as error:
-        if isinstance(error, ExportError):
-            raise
-        raise ExportError(f"{path} cannot be read: {error}") from None
+def _from_weights(description: Description, data: bytes, device: th.device) -> ExportedPolicy:
+    """The policy of a description and the bytes of the weights' file."""
+    if hashlib.sha256(data).hexdigest() != description.sha256[WEIGHTS_FILE]:
+        raise ExportError(f"{WEIGHTS_FILE} is not the file that {DESCRIPTION_FILE} belongs to (sha256)")
+    return _build(description, _read_tensors(data, layout.tensor_shapes(description)), device)
 
 
 def _read_tensors(data: bytes, shapes: dict[str, tuple[str, tuple[int, ...]]]) -> dict[str, np.ndarray]:
@@ -464,14 +479,14 @@ def _read_tensors(data: bytes, shapes: dict[str, tuple[str, tuple[int, ...]]]) -
     try:
         found = dict(deserialize(data))
     except SafetensorError as error:
-        raise ExportError(f"{layout.WEIGHTS_FILE} is not a safetensors file: {error}") from None
+        raise ExportError(f"{WEIGHTS_FILE} is not a safetensors file: {str(error)[:200]!r}") from None
     for name in sorted({*found, *shapes}):
         if name not in found or name not in shapes:
             problem = "lacks" if name not in found else "has an unknown tensor"
-            raise ExportError(f"{layout.WEIGHTS_FILE} {problem} {name[:100]!r}")
+            raise ExportError(f"{WEIGHTS_FILE} {problem} {name[:100]!r}")
         kind, shape = found[name]["dtype"], tuple(found[name]["shape"])
         if (kind, shape) != shapes[name]:
-            raise ExportError(f"{name} in {layout.WEIGHTS_FILE} must be {shapes[name]}; got {(kind, shape)}")
+            raise ExportError(f"{name} in {WEIGHTS_FILE} must be {shapes[name]}; got {(kind, shape)}")
     tensors = {
         name: np.frombuffer(found[name]["data"], _NUMPY_TYPES[kind]).reshape(shape)
         for name, (kind, shape) in shapes.items()
@@ -481,16 +496,17 @@ def _read_tensors(data: bytes, shapes: dict[str, tuple[str, tuple[int, ...]]]) -
 
 
 def _build(description: Description, tensors: dict[str, np.ndarray], device: th.device) -> ExportedPolicy:
-    """The policy that the description and its tensors stand for."""
+    """The policy that the description and its tensors stand for; draws nothing from torch's generators."""
     weights = {name: th.from_numpy(value.copy()) for name, value in tensors.items() if name.startswith("policy.")}
     weights |= {second: weights[first] for second, first in _aliases(description).items()}
     try:
         policy = _rebuild(description, {name.removeprefix("policy."): value for name, value in weights.items()})
         policy.to(device)
         if description.settings.use_sde:
-            policy.reset_noise()  # with the deviation loaded, as SB3's own load()
-    except (AssertionError, LookupError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        raise ExportError(f"no policy can be built from {layout.DESCRIPTION_FILE}: {error}") from error
+            with th.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+                policy.reset_noise()  # with the deviation loaded, as SB3's own load()
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ExportError(f"no policy can be built from {DESCRIPTION_FILE}: {error}") from error
     return ExportedPolicy(policy, description, tensors)
 
 
@@ -498,7 +514,8 @@ def _rebuild(description: Description, weights: dict[str, Any]) -> ActorCriticPo
     """SB3's policy with the weights given, on the CPU, in evaluation mode; draws nothing from torch's generator."""
     settings = description.settings
     of_sde = {name: getattr(settings, name) for name in ("full_std", "use_expln", "squash_output")}
-    with th.random.fork_rng(devices=[]):
+    # SB3 draws an observation for an image's network, and NumPy warns of bounds too far apart before it refuses them.
+    with th.random.fork_rng(devices=[]), np.errstate(over="ignore"):
         policy = _POLICIES[settings.policy](
             description.observation_space,
             description.action_space,

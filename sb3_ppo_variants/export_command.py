@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import importlib.util
 import pickle
 import re
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from sb3_ppo_variants import ALGORITHMS
+from sb3_ppo_variants.export_files import FORMATS
+from sb3_ppo_variants.safe_yaml import load_run_yaml
 from sb3_ppo_variants.zoo import PEERS, check_names
 
 DESCRIPTION = """\
@@ -23,7 +26,6 @@ Export a trained run as policy.json and policy.safetensors, which load without r
 Careful: to do so, this command opens the run's zip and vecnormalize.pkl, and these run whatever code is in them.
 Export your own runs only; ask others for an export instead of a zip."""
 
-FORMATS = ("safetensors", "onnx", "torchscript")
 _CLASSES = {**{name: f"sb3_ppo_variants.{kind}" for name, kind in ALGORITHMS.items()}, **PEERS}
 _CLASSES["ppo"] = "stable_baselines3.PPO"
 
@@ -85,7 +87,24 @@ def find_run(folder: Path, algo: str, env: str, number: int) -> tuple[Path, str]
 
 def _class_of(algo: str) -> Any:
     module, _, name = _CLASSES[algo].rpartition(".")
+    _require_of_zoo(f"--algo {algo}", module.partition(".")[0])
     return getattr(importlib.import_module(module), name)
+
+
+def _require_of_zoo(what: str, module: str) -> None:
+    if importlib.util.find_spec(module) is None:
+        raise ValueError(f'{what} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"')
+
+
+def _was_normalized(config: Path) -> bool:
+    """Whether a run's settings ask for a VecNormalize."""
+    if not config.is_file():
+        return False
+    _require_of_zoo(f"reading {config}", "yaml")
+    settings = load_run_yaml(config)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{config} must be a mapping of settings; got {settings!r:.80}")
+    return bool(settings.get("normalize"))
 
 
 def _export(algorithm: Any, model_path: Path, settings: Path, output: Path, formats: Sequence[str]) -> None:
@@ -93,10 +112,7 @@ def _export(algorithm: Any, model_path: Path, settings: Path, output: Path, form
     from sb3_ppo_variants.export import export_policy
 
     statistics = settings / "vecnormalize.pkl"
-    config = settings / "config.yml"
-    text = config.read_text(encoding="utf-8") if config.is_file() else ""
-    # rl_zoo3 writes a mapping as a list of pairs; opening it as YAML would run code.
-    if not statistics.is_file() and re.search(r"^\s*- - normalize\n\s+- (?!false|null|'')", text, re.MULTILINE):
+    if not statistics.is_file() and _was_normalized(settings / "config.yml"):
         raise ValueError(f"the run was trained with normalised observations or rewards, and there is no {statistics}")
     model = algorithm.load(model_path, device="cpu")
     # As VecNormalize.load, which also wants an environment.

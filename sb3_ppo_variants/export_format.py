@@ -19,15 +19,18 @@ from gymnasium import spaces
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
-FORMAT = "sb3-ppo-variants policy"
-VERSION = 1
-DESCRIPTION_FILE = "policy.json"
-WEIGHTS_FILE = "policy.safetensors"
-# Each optional format and its file.
-OPTIONAL_FILES = {"onnx": "policy.onnx", "torchscript": "policy.pt"}
+from sb3_ppo_variants.export_files import (
+    DESCRIPTION_FILE,
+    FORMAT,
+    MAX_JSON_BYTES,
+    OPTIONAL_FILES,
+    WEIGHTS_FILE,
+    ExportError,
+)
 
-# Limits, far above what policies need: JSON's bytes, an observation's numbers, a space's dimensions, a net's layers.
-MAX_JSON_BYTES = 1 << 20
+VERSION = 1
+
+# Limits, far above what policies need: an observation's numbers, a space's dimensions, a net's layers.
 MAX_ELEMENTS = 1 << 20
 MAX_DIMENSIONS = 8
 MAX_LAYERS = 256
@@ -64,10 +67,6 @@ _BOOLEANS = (
 _MODULE_DICT = nn.ModuleDict()
 
 Shape = tuple[int, ...]
-
-
-class ExportError(ValueError):
-    """A policy that cannot be exported, or an export that cannot be loaded; the message says what and why."""
 
 
 @dataclass(frozen=True)
@@ -429,6 +428,8 @@ def _read_box(name: str, value: Any) -> spaces.Box:
     low, high = (_read_bounds(f"{name}.{side}", fields[side], shape, dtype) for side in ("low", "high"))
     if not (low <= high).all():
         raise ExportError(f"{name}.low in {DESCRIPTION_FILE} must be at most {name}.high everywhere")
+    if (low == np.inf).any() or (high == -np.inf).any():
+        raise ExportError(f"{name} in {DESCRIPTION_FILE} must hold numbers: low below inf, high above -inf")
     return spaces.Box(low, high, dtype=dtype.type)
 
 
@@ -488,10 +489,10 @@ def _read_dict(name: str, value: Any) -> spaces.Dict:
 
 
 def _check_key(name: str, key: Any) -> None:
-    """Refuse a key that the extractor, an ``nn.ModuleDict``, cannot have."""
+    """Refuse a key that the extractor, an ``nn.ModuleDict``, cannot have, or that no message could show as it is."""
     _text(name, key)
-    if "." in key or hasattr(_MODULE_DICT, key):
-        raise _refuse(name, "keys without a dot that name no attribute of torch.nn.ModuleDict", key)
+    if "." in key or hasattr(_MODULE_DICT, key) or not key.isprintable():
+        raise _refuse(name, "printable keys without a dot that name no attribute of torch.nn.ModuleDict", key)
 
 
 _SPACES: dict[str, Callable[[str, Any], spaces.Space]] = {

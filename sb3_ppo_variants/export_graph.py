@@ -21,7 +21,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from torch import nn
 
-from sb3_ppo_variants.export_format import ExportError
+from sb3_ppo_variants.export_files import ExportError
 
 
 class ActionGraph(nn.Module):
@@ -237,6 +237,36 @@ def to_onnx(graph: ActionGraph) -> bytes:
     proto = program.model_proto
     _strip(proto.graph)
     return proto.SerializeToString()
+
+
+def run_torchscript(data: bytes, observations: Sequence[np.ndarray]) -> np.ndarray:
+    """The actions of what :func:`to_torchscript` gave.
+
+    :param observations: ``(B, *shape)`` of each input of the graph, of its type
+    """
+    with th.no_grad(), _without_torchs_own_warnings():
+        script = th.jit.load(io.BytesIO(data), map_location="cpu")
+        return script(*map(th.as_tensor, observations)).numpy()
+
+
+def run_onnx(data: bytes, observations: Sequence[np.ndarray]) -> np.ndarray:
+    """The actions of what :func:`to_onnx` gave: by onnxruntime where it is installed, else by onnx's own evaluator.
+
+    :param observations: ``(B, *shape)`` of each input of the graph, of its type
+    """
+    import onnx
+
+    model = onnx.load_from_string(data)
+    inputs = dict(zip([entry.name for entry in model.graph.input], observations, strict=True))
+    if importlib.util.find_spec("onnxruntime") is None:
+        import onnx.reference
+
+        evaluator: Any = onnx.reference.ReferenceEvaluator(model)
+        return np.asarray(evaluator.run(None, inputs)[0])
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, inputs)[0])
 
 
 def _strip(graph: Any) -> None:

@@ -95,9 +95,9 @@ def _put_back(target: Path, backup: Path | None) -> None:
 
 def _sync_folder(folder: Path) -> None:
     """Bring the new name itself to the disk; some file systems (of networks) cannot, and need not fail for it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # also for a folder that may be written and not read: all is in place by now
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
             os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        finally:
+            os.close(descriptor)

@@ -11,14 +11,16 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from gymnasium import spaces
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sb3_ppo_variants import ExportError, export_policy, load_policy
-from tests.export_cases import CASES, make_model
+from tests.export_cases import CASES, Case, make_model
 
-KINDS = ("normalized", "gsde squashed", "normalized dict", "image")
+KINDS = ("normalized", "gsde squashed", "normalized dict", "image", "image, not divided")
 FILES = ("policy.json", "policy.safetensors")
 SECONDS = 5  # of the processor, for one file
 MEGABYTES = 200  # above what the process had before
@@ -45,6 +47,8 @@ HOSTILE: list[Any] = [
     *("MlpPolicy", "CnnPolicy", "MultiInputPolicy", "FlattenExtractor", "NatureCNN", "CombinedExtractor", "PReLU"),
     {"type": "Box", "shape": [2**20], "dtype": "float64", "low": "-inf", "high": "inf"},
     {"type": "Box", "shape": [1024, 32, 32], "dtype": "uint8", "low": 0, "high": 255},
+    {"type": "Box", "shape": [3, 36, 36], "dtype": "float64", "low": -1.7e308, "high": 1.7e308},
+    {"type": "Box", "shape": [3], "dtype": "float32", "low": "inf", "high": "inf"},
     {"type": "Discrete", "n": 2**20, "start": -5},
     {"type": "MultiDiscrete", "nvec": [1000] * 1000, "start": [0] * 1000},
     {"type": "MultiBinary", "shape": [8, 8]},
@@ -195,8 +199,8 @@ def fuzz(examples: int, exports: list[Export], folder: Path) -> dict[bool, int]:
 
 
 def test_mutated_exports_are_refused_or_harmless(exports: list[Export], tmp_path: Path) -> None:
-    counts = fuzz(150, exports, tmp_path)
-    assert counts[False] > 75
+    counts = fuzz(60, exports, tmp_path)
+    assert counts[False] > 30
 
 
 @pytest.mark.slow
@@ -207,19 +211,36 @@ def test_thousands_of_mutated_exports_are_refused_or_harmless(exports: list[Expo
 
 
 @pytest.mark.parametrize(
-    "space",
+    ("space", "message"),
     [
-        {"type": "Box", "shape": [2**20], "dtype": "float64", "low": "-inf", "high": "inf"},
-        {"type": "Box", "shape": [16, 256, 256], "dtype": "uint8", "low": 0, "high": 255},
-        {"type": "Dict", "spaces": [[f"k{i}", {"type": "MultiBinary", "shape": [2**20]}] for i in range(999)]},
-        {"type": "MultiDiscrete", "nvec": [1] * 170_000, "start": [0] * 170_000},
+        ({"type": "Box", "shape": [2**20], "dtype": "float64", "low": "-inf", "high": "inf"}, "must be an image"),
+        ({"type": "Box", "shape": [16, 256, 256], "dtype": "uint8", "low": 0, "high": 255}, r"bytes; it has \d+"),
+        (
+            {"type": "Dict", "spaces": [[f"k{i}", {"type": "MultiBinary", "shape": [2**20]}] for i in range(999)]},
+            "must be spaces of at most 1048576 numbers together",
+        ),
+        ({"type": "MultiDiscrete", "nvec": [1] * 170_000, "start": [0] * 170_000}, "must be an image"),
     ],
 )
-def test_the_largest_spaces_take_little_memory(space: Any, exports: list[Export], tmp_path: Path) -> None:
+def test_the_largest_spaces_take_little_memory(space: Any, message: str, exports: list[Export], tmp_path: Path) -> None:
     value = json.loads(exports[3]["policy.json"])
     load(exports[3], tmp_path)
     value["observation_space"] = space
+    (tmp_path / "policy.json").write_text(json.dumps(value, separators=(",", ":")))
     Path("/proc/self/clear_refs").write_text("5")
     before = memory("VmRSS")
-    load({**exports[3], "policy.json": json.dumps(value, separators=(",", ":")).encode()}, tmp_path)
+    with pytest.raises(ExportError, match=message):
+        load_policy(tmp_path, "cpu")
     assert memory("VmHWM") - before < MEGABYTES
+
+
+def test_the_largest_policy_that_is_accepted_takes_little_memory(exports: list[Export], tmp_path: Path) -> None:
+    load(exports[0], tmp_path)
+    case = Case(spaces.Box(-1, 1, (2**20,)), policy_kwargs={"net_arch": [1]}, arguments={"n_steps": 1, "batch_size": 2})
+    export_policy(make_model(case), tmp_path / "large")
+    assert (tmp_path / "large" / "policy.safetensors").stat().st_size > 2**23
+    Path("/proc/self/clear_refs").write_text("5")
+    before = memory("VmRSS")
+    policy = load_policy(tmp_path / "large", "cpu")
+    assert memory("VmHWM") - before < MEGABYTES
+    assert policy.predict(np.zeros(2**20, np.float32))[0].shape == (2,)

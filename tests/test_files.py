@@ -76,6 +76,19 @@ def test_a_disk_that_cannot_sync_folders_is_no_failure(tmp_path: Path, monkeypat
     assert (tmp_path / "file").read_bytes() == b"new"
 
 
+def test_a_folder_that_cannot_be_opened_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def not_of_folders(path: Any, flags: int, *more: Any, **named: Any) -> int:
+        if Path(path).is_dir():
+            raise PermissionError(13, "Permission denied")
+        return real(path, flags, *more, **named)
+
+    monkeypatch.setattr(os, "open", not_of_folders)
+    atomic_write_all({tmp_path / name: b"new" for name in "ab"})
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == dict.fromkeys("ab", b"new")
+
+
 @pytest.mark.parametrize("links", [True, False])
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_files_that_belong_together_change_together(
