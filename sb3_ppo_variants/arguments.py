@@ -9,6 +9,18 @@ import numbers
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any
 
+# A message is one sentence: what it quotes ends here.
+MAX_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A value as a message quotes it: its ``repr``, cut where it is long."""
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no integers of more than 4,300 digits
+        return f"<{type(value).__name__} with an integer of too many digits>"
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 3]}..."
+
 
 def require(
     name: str,
@@ -32,9 +44,12 @@ def require(
     if (optional and value is None) or (schedule and callable(value)):
         return
     kind = numbers.Integral if integer else numbers.Real
-    is_number = type(value) is not bool and isinstance(value, kind) and not math.isnan(value)
-    if not (is_number and is_allowed(value)):
-        raise ValueError(f"{name} must be {allowed}; got {value!r}")
+    try:
+        fits = type(value) is not bool and isinstance(value, kind) and not math.isnan(value) and is_allowed(value)
+    except OverflowError:  # an integer beyond the largest float
+        fits = False
+    if not fits:
+        raise ValueError(f"{name} must be {allowed}; got {shown(value)}")
 
 
 def require_bounds(name: str, value: Any) -> None:
@@ -45,7 +60,7 @@ def require_bounds(name: str, value: Any) -> None:
     is_pair = isinstance(value, Sequence) and not isinstance(value, str) and len(value) == 2
     pair: Any = [number for number in value if isinstance(number, numbers.Real)] if is_pair else []
     if len(pair) < 2 or not 0 < pair[0] <= pair[1] < math.inf:
-        raise ValueError(f"{name} must be a pair 0 < smallest <= largest < inf; got {value!r}")
+        raise ValueError(f"{name} must be a pair 0 < smallest <= largest < inf; got {shown(value)}")
 
 
 def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
@@ -56,9 +71,9 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     if any(type(value) is type(choice) and value == choice for choice in choices):
         return
     strings = [choice for choice in choices if isinstance(choice, str)]
-    nearest = difflib.get_close_matches(str(value), strings, n=1)
+    nearest = difflib.get_close_matches(value if isinstance(value, str) else shown(value), strings, n=1)
     hint = f" (did you mean {nearest[0]!r}?)" if nearest else ""
-    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {value!r}{hint}")
+    raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}{hint}")
 
 
 def check_names(what: str, names: Iterable[object], allowed: Collection[str], *, list_allowed: bool = True) -> None:
@@ -71,10 +86,10 @@ def check_names(what: str, names: Iterable[object], allowed: Collection[str], *,
     for name in names:
         if name in allowed:
             continue
-        nearest = difflib.get_close_matches(str(name), allowed, n=1)
+        nearest = difflib.get_close_matches(name if isinstance(name, str) else shown(name), allowed, n=1)
         hint = f", did you mean {nearest[0]!r}?" if nearest else ""
         choices = f" (allowed: {', '.join(sorted(allowed)) or 'none'})" if list_allowed else ""
-        raise ValueError(f"unknown {what} {name!r}{hint}{choices}")
+        raise ValueError(f"unknown {what} {shown(name)}{hint}{choices}")
 
 
 def extend_signature(parent: inspect.Signature, constructor: Callable[..., None]) -> inspect.Signature:

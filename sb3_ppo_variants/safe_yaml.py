@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import ast
 import functools
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from sb3_ppo_variants.arguments import MAX_SHOWN, shown
 
 if TYPE_CHECKING:
     import yaml
 
-# Far above any real file (rl_zoo3's largest has 20 kB, 5 levels and 2,000 nodes), far below what takes seconds to read.
-MAX_BYTES = 1_000_000
+# Far above any real file (rl_zoo3's largest has 20 kB, 5 levels and 2,000 nodes), below what takes seconds to read:
+# PyYAML composes some 10,000 values a second on a slow machine.
+MAX_BYTES = 200_000
 MAX_DEPTH = 32
-MAX_NODES = 50_000
+MAX_NODES = 10_000
 # Digits are cheap, but `1:1:1:…` is a number of base 60, which takes time quadratic in its length.
 MAX_NUMBER_LENGTH = 100
 MAX_EXPRESSION_LENGTH = 10_000
@@ -27,6 +30,11 @@ SCALARS = ("null", "bool", "int", "float", "str")
 ALLOWED_TAGS = ", ".join(f"!!{name}" for name in (*SCALARS, "seq", "map"))
 SCHEDULES = ("ConstantSchedule", "FloatSchedule", "LinearSchedule")
 ACTIVATIONS_MODULE = "torch.nn.modules.activation"
+# What PyYAML's dumper writes of objects that plain YAML has not.
+DUMPED_TAGS = tuple(f"{YAML_TAG}{kind}" for kind in ("python/", "binary", "set", "timestamp"))
+NAME_TAG = f"{YAML_TAG}python/name:"
+# Settings of a run in which a class stands for its dotted name.
+WRAPPER_KEYS = ("env_wrapper", "vec_env_wrapper")
 
 EXPRESSION_FORMS = "literals, lists, tuples, dicts, dict(...) and nn.<activation>"
 
@@ -43,15 +51,17 @@ def load_yaml(path: Path, named_levels: int = 3) -> Any:
     return parse_yaml(_read(path), str(path), named_levels=named_levels)
 
 
-def load_run_yaml(path: Path) -> Any:
+def load_run_yaml(path: Path, used_keys: Collection[str]) -> Any:
     """Read ``config.yml`` or ``args.yml`` of a run, as rl_zoo3 writes them.
 
     Knows beside plain YAML the tags of an ``OrderedDict``, which becomes a dict, of a tuple, of torch's activation
-    functions, and of SB3's schedules, which become dicts of their numbers.
+    functions, and of SB3's schedules, which become dicts of their numbers. A class that is named as a wrapper becomes
+    its dotted name. Nothing is imported.
 
+    :param used_keys: the settings that are read; in the others, an object that Python wrote becomes the text of its tag
     :raises ValueError: as :func:`load_yaml`
     """
-    return parse_yaml(_read(path), str(path), named_levels=1, of_a_run=True)
+    return parse_yaml(_read(path), str(path), named_levels=1, used_keys=used_keys)
 
 
 def _read(path: Path) -> bytes:
@@ -62,8 +72,8 @@ def _read(path: Path) -> bytes:
         raise ValueError(f"{path} cannot be read: {error}") from error
 
 
-def parse_yaml(data: bytes, name: str, *, named_levels: int = 3, of_a_run: bool = False) -> Any:
-    """As :func:`load_yaml` and, where ``of_a_run``, :func:`load_run_yaml`, of a file's content.
+def parse_yaml(data: bytes, name: str, *, named_levels: int = 3, used_keys: Collection[str] | None = None) -> Any:
+    """As :func:`load_yaml` and, with ``used_keys``, :func:`load_run_yaml`, of a file's content.
 
     :param name: of the file, for messages
     :raises ValueError: as :func:`load_yaml`
@@ -75,7 +85,7 @@ def parse_yaml(data: bytes, name: str, *, named_levels: int = 3, of_a_run: bool 
     except UnicodeDecodeError as error:
         raise ValueError(f"{name} must be UTF-8 text; byte {error.start} is none") from None
     root = _compose(text, name)
-    return None if root is None else _Builder(name, named_levels, of_a_run).build(root, 1)
+    return None if root is None else _Builder(name, named_levels, used_keys).build(root, 1)
 
 
 def _compose(text: str, name: str) -> yaml.Node | None:
@@ -97,15 +107,17 @@ def _loader() -> Callable[[str], Any]:
     import yaml
 
     class ShallowLoader(yaml.SafeLoader):
-        """Composes nodes down to ``MAX_DEPTH`` levels: PyYAML recurses, and Python's stack ends."""
+        """Composes nodes down to ``MAX_DEPTH`` levels, as PyYAML recurses and Python's stack ends, and few enough."""
 
-        depth = 0
+        depth = nodes = 0
 
         def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
             self.depth += 1
-            if self.depth > MAX_DEPTH:
+            self.nodes += 1
+            if self.depth > MAX_DEPTH or self.nodes > MAX_NODES:
+                limit = f"{MAX_DEPTH} levels" if self.depth > MAX_DEPTH else f"{MAX_NODES:,} values"
                 mark = self.peek_event().start_mark
-                raise yaml.MarkedYAMLError(problem=f"it must have at most {MAX_DEPTH} levels", problem_mark=mark)
+                raise yaml.MarkedYAMLError(problem=f"it must have at most {limit}", problem_mark=mark)
             node = super().compose_node(parent, index)
             self.depth -= 1
             return node
@@ -118,14 +130,16 @@ class _Builder:
 
     :param name: of the file, for messages
     :param named_levels: how many levels of mappings must have strings as keys
-    :param of_a_run: whether the tags that rl_zoo3 writes are known
+    :param used_keys: of a run, whose tags are known then: the settings at the top that are read; None: of no run
     """
 
-    def __init__(self, name: str, named_levels: int, of_a_run: bool):
+    def __init__(self, name: str, named_levels: int, used_keys: Collection[str] | None):
         import yaml
 
         self.name = name
         self.named_levels = named_levels
+        self.used_keys = used_keys
+        self.is_unused = False  # what is being built
         self.nodes = 0
         scalars = yaml.constructor.SafeConstructor()
         self.readers: dict[tuple[str, str], Callable[[Any, int], Any]] = {
@@ -136,7 +150,7 @@ class _Builder:
                 for kind in SCALARS
             },
         }
-        if of_a_run:
+        if used_keys is not None:
             python = f"{YAML_TAG}python/"
             self.readers["sequence", f"{python}tuple"] = lambda node, depth: tuple(self._items(node, depth))
             self.readers["sequence", f"{python}object/apply:collections.OrderedDict"] = self._ordered
@@ -160,9 +174,25 @@ class _Builder:
         if depth > MAX_DEPTH:
             raise self.error(node, f"the file must have at most {MAX_DEPTH} levels with its aliases written out")
         reader = self.readers.get((node.id, node.tag))
-        if reader is None:
-            raise self.error(node, self._refusal(node))
-        return reader(node, depth)
+        if reader is not None:
+            return reader(node, depth)
+        if self.is_unused and node.tag.startswith(DUMPED_TAGS):
+            return f"!!{node.tag.removeprefix(YAML_TAG)}"
+        raise self.error(node, self._refusal(node))
+
+    def _value(self, key: Any, node: Any, level: int, depth: int) -> Any:
+        """What a key of a mapping stands for.
+
+        :param level: of the mapping
+        :param depth: of the node
+        """
+        if self.used_keys is None or level > 1:
+            return self.build(node, depth)
+        self.is_unused = key not in self.used_keys
+        try:
+            return self.build(_with_names(node) if key in WRAPPER_KEYS else node, depth)
+        finally:
+            self.is_unused = False
 
     @staticmethod
     def _refusal(node: Any) -> str:
@@ -170,6 +200,7 @@ class _Builder:
         if node.id == "scalar" and kind in ("timestamp", "value", "merge"):
             return f"{node.value!r} means more than its text to YAML, and must be in quotes to be a string"
         tag = f"!!{kind}" if kind != node.tag else node.tag
+        tag = tag if len(tag) <= MAX_SHOWN else f"{tag[:MAX_SHOWN]}..."
         return (
             f"the tag {tag} is refused, as a file is data and runs no code: "
             f"write a number, string, list or mapping (allowed tags: {ALLOWED_TAGS})"
@@ -202,7 +233,7 @@ class _Builder:
             key = self._key(key_node, depth)
             if key in own:
                 raise self.error(key_node, f"the key {key!r} is given twice in one mapping; only one can hold")
-            own[key] = self.build(value_node, depth + 1)
+            own[key] = self._value(key, value_node, depth, depth + 1)
         return {**merged, **own}
 
     def _merged(self, node: Any, depth: int) -> dict[Any, Any]:
@@ -218,19 +249,46 @@ class _Builder:
         if isinstance(key, str):
             return key
         if depth <= self.named_levels or isinstance(key, (list, dict, tuple)):
-            raise self.error(node, f"a key must be a string, in quotes where YAML reads another kind; got {key!r}")
+            raise self.error(node, f"a key must be a string, in quotes where YAML reads another kind; got {shown(key)}")
         return key
 
     def _ordered(self, node: Any, depth: int) -> dict[Any, Any]:
         """``!!python/object/apply:collections.OrderedDict`` of one argument, the list of its pairs."""
-        arguments = self._items(node, depth)
-        pairs = arguments[0] if len(arguments) == 1 else None
-        if not isinstance(pairs, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in pairs):
+        pairs: list[Any] = node.value[0].value if len(node.value) == 1 and _is_list(node.value[0]) else [None]
+        if not all(_is_list(pair) and len(pair.value) == 2 for pair in pairs):
             raise self.error(node, "an OrderedDict must be written as a list of one list of pairs")
-        if not all(isinstance(key, str) for key, _ in pairs):
-            raise self.error(node, "an OrderedDict must have strings as keys")
-        _refuse_twice((key for key, _ in pairs), lambda key: self.error(node, f"the key {key!r} is given twice"))
-        return dict(pairs)
+        ordered: dict[str, Any] = {}
+        for key_node, value_node in (pair.value for pair in pairs):
+            key = self.build(key_node, depth + 3)
+            if not isinstance(key, str):
+                raise self.error(key_node, "an OrderedDict must have strings as keys")
+            if key in ordered:
+                raise self.error(key_node, f"the key {key!r} is given twice")
+            ordered[key] = self._value(key, value_node, depth, depth + 3)
+        return ordered
+
+
+def _is_list(node: Any) -> bool:
+    return node is not None and (node.id, node.tag) == ("sequence", f"{YAML_TAG}seq")
+
+
+def _with_names(node: Any) -> Any:
+    """The node of a wrapper or a list of them, in which each class is the string of its dotted name."""
+    if not _is_list(node):
+        return _with_name(node)
+    return type(node)(node.tag, [_with_name(item) for item in node.value], node.start_mark)
+
+
+def _with_name(node: Any) -> Any:
+    if node.id == "mapping":
+        return type(node)(node.tag, [(_as_name(key), value) for key, value in node.value], node.start_mark)
+    return _as_name(node)
+
+
+def _as_name(node: Any) -> Any:
+    if node.id != "scalar" or node.value or not node.tag.startswith(NAME_TAG):
+        return node
+    return type(node)(f"{YAML_TAG}str", node.tag.removeprefix(NAME_TAG), node.start_mark)
 
 
 def _refuse_twice(keys: Iterable[Any], error: Callable[[Any], ValueError]) -> None:
@@ -289,6 +347,8 @@ def _evaluate(node: ast.expr, depth: int) -> Any:
 
 def _evaluate_constant(node: Any, _depth: int) -> Any:
     if not isinstance(node.value, (str, int, float, bool, type(None))):  # no bytes, complex numbers or `...`
+        raise ValueError
+    if isinstance(node.value, int) and node.value >= 10**MAX_NUMBER_LENGTH:
         raise ValueError
     return node.value
 

@@ -5,14 +5,16 @@ SB3, gymnasium and torch load inside the functions, so that the command line can
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import math
+import sys
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from sb3_ppo_variants.arguments import check_names, require, require_choice
+from sb3_ppo_variants.arguments import check_names, require, require_choice, shown
 from sb3_ppo_variants.safe_yaml import load_run_yaml, load_yaml, read_expression
 
 # Settings that rl_zoo3 evaluates as Python where they are strings.
@@ -33,10 +35,12 @@ MAPPINGS = {
 # Settings that name classes of somebody's code, and what those must be.
 NAMED_KEYS = {
     "callback": "a class derived from SB3's BaseCallback",
-    "env_wrapper": "a class derived from gymnasium.Wrapper, or a function whose first argument is `env`",
+    "env_wrapper": "a class derived from gymnasium.Wrapper",
     "policy": "a class derived from SB3's BasePolicy",
-    "vec_env_wrapper": "a class derived from SB3's VecEnvWrapper, or a function whose first argument is `venv`",
+    "vec_env_wrapper": "a class derived from SB3's VecEnvWrapper",
 }
+# Those that may name a function in place of a class, and the name of its first argument in somebody else's run.
+FUNCTION_KEYS = {"env_wrapper": "env", "vec_env_wrapper": "venv"}
 # What rl_zoo3 uses of a run's config.yml when it loads the agent.
 RUN_KEYS = frozenset({"env_kwargs", "env_wrapper", "frame_stack", "normalize", "vec_env_wrapper"})
 NAME_FORMS = "a dotted name such as package.module.Name, {<dotted name>: {<its arguments>}}, or a list of those"
@@ -52,10 +56,10 @@ def check_settings_file(path: Path) -> None:
     """
     config = load_yaml(path)
     if not isinstance(config, Mapping):
-        raise ValueError(f"{path} must be a mapping from tasks to their settings; got {config!r}")
+        raise ValueError(f"{path} must be a mapping from tasks to their settings; got {shown(config)}")
     for task, settings in config.items():
         if not isinstance(settings, Mapping):
-            raise ValueError(f"{task} in {path} must be a mapping of settings; got {settings!r}")
+            raise ValueError(f"{task} in {path} must be a mapping of settings; got {shown(settings)}")
 
 
 def read_run_file(path: Path) -> dict[str, Any]:
@@ -66,14 +70,15 @@ def read_run_file(path: Path) -> dict[str, Any]:
     :return: the settings, in the forms that those scripts expect
     :raises ValueError: for what rl_zoo3 does not write; names the file and the setting
     """
-    settings = load_run_yaml(path)
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} must be a mapping of settings; got {settings!r}")
     is_config = path.name != "args.yml"
-    used = {key: value for key, value in settings.items() if key in (RUN_KEYS if is_config else ["env_kwargs"])}
+    used_keys = RUN_KEYS if is_config else {"env_kwargs"}
+    settings = load_run_yaml(path, used_keys)
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path} must be a mapping of settings; got {shown(settings)}")
     try:
+        used = {key: value for key, value in settings.items() if key in used_keys}
         used = read_zoo_settings(used, expressions=True)
-        check_classes(used)
+        check_classes(used, of_a_run=True)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     if is_config:  # rl_zoo3 looks whether a setting is there, not whether it is null
@@ -111,9 +116,9 @@ def require_mapping(name: str, value: Any) -> None:
     :raises ValueError: unless it is a mapping with strings as keys; shows one
     """
     if isinstance(value, str):
-        raise ValueError(f"{name} must be a mapping such as {MAPPINGS[name]}, not text to evaluate; got {value!r}")
+        raise ValueError(f"{name} must be a mapping such as {MAPPINGS[name]}, not text to evaluate; got {shown(value)}")
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
-        raise ValueError(f"{name} must be a mapping such as {MAPPINGS[name]}; got {value!r}")
+        raise ValueError(f"{name} must be a mapping such as {MAPPINGS[name]}; got {shown(value)}")
 
 
 def _check_timesteps(name: str, value: Any) -> float:
@@ -143,7 +148,7 @@ def _check_normalize(name: str, value: Any) -> Any:
         return bool(value)
     if not isinstance(value, Mapping):
         words = ", not text to evaluate" if isinstance(value, str) else ""
-        raise ValueError(f"{name} must be true, false or a mapping such as {MAPPINGS[name]}{words}; got {value!r}")
+        raise ValueError(f"{name} must be true, false or a mapping such as {MAPPINGS[name]}{words}; got {shown(value)}")
     check_arguments(name, value, VecNormalize, {"venv"})
     for key in ("clip_obs", "clip_reward", "epsilon"):
         require(f"{name}: {key}", value.get(key, 1), "a number > 0", lambda number: number > 0)
@@ -173,10 +178,10 @@ def _check_one_named(name: str, item: Any) -> None:
     if isinstance(item, Mapping):
         (entry, arguments), *others = item.items() or [(None, {})]
         if others or not isinstance(arguments, Mapping) or not all(isinstance(key, str) for key in arguments):
-            raise ValueError(f"{name} must be {NAME_FORMS}; got {item!r}")
+            raise ValueError(f"{name} must be {NAME_FORMS}; got {shown(item)}")
     # A Python config may hold what is named, in place of its name.
     if not _is_dotted_name(entry) and not _is_object_of_python(entry):
-        raise ValueError(f"{name} must be {NAME_FORMS}; got {item!r}")
+        raise ValueError(f"{name} must be {NAME_FORMS}; got {shown(item)}")
 
 
 def _is_dotted_name(entry: Any) -> TypeGuard[str]:
@@ -204,12 +209,13 @@ _CHECKS: dict[str, Callable[[str, Any], Any]] = {
 # ------------------------------------------------------------------ classes by name
 
 
-def check_classes(settings: Mapping[str, Any]) -> None:
+def check_classes(settings: Mapping[str, Any], *, of_a_run: bool = False) -> None:
     """Import what ``NAMED_KEYS`` name, and check that it is what the setting wants, before rl_zoo3 calls it.
 
     Importing runs the code of those modules: it is the user's own. But a callback that were any function could be one
     of the standard library that runs the arguments beside it as a command.
 
+    :param of_a_run: whether they may be somebody else's: then a function as a wrapper is known by its first argument
     :raises ValueError: for a name that cannot be imported or stands for something else; says what is wanted
     """
     for key in NAMED_KEYS:
@@ -217,30 +223,46 @@ def check_classes(settings: Mapping[str, Any]) -> None:
         for item in value if isinstance(value, list) else [value]:
             name = next(iter(item), None) if isinstance(item, Mapping) else item
             if _is_dotted_name(name):  # else: a policy's alias, None, or an object of a Python config
-                _check_class(key, name)
+                _check_class(key, name, of_a_run)
 
 
-def _check_class(key: str, name: str) -> None:
+def _check_class(key: str, name: str, of_a_run: bool) -> None:
     module, _, attribute = name.rpartition(".")
     try:
         found = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"{key}: {name} cannot be imported: {error}") from error
-    if not _fits(key, found):
-        raise ValueError(f"{key} must be {NAMED_KEYS[key]}; got {name}")
+    if not (_is_class_for(key, found) if isinstance(found, type) else _is_function_for(key, found, of_a_run)):
+        argument = FUNCTION_KEYS.get(key)
+        which = f"whose first argument is `{argument}`" if of_a_run else "of none of Python's own modules"
+        functions = f", or a function {which}" if argument else ""
+        raise ValueError(f"{key} must be {NAMED_KEYS[key]}{functions}; got {name}")
 
 
-def _fits(key: str, found: Any) -> bool:
+def _is_class_for(key: str, found: type) -> bool:
     import gymnasium as gym
     from stable_baselines3.common.callbacks import BaseCallback
     from stable_baselines3.common.policies import BasePolicy
     from stable_baselines3.common.vec_env import VecEnvWrapper
 
     bases = {"callback": BaseCallback, "env_wrapper": gym.Wrapper, "policy": BasePolicy}
-    if isinstance(found, type):
-        return issubclass(found, bases.get(key, VecEnvWrapper))
-    names = {"env_wrapper": ("env",), "vec_env_wrapper": ("venv",)}.get(key, ())
-    return inspect.isfunction(found) and next(iter(inspect.signature(found).parameters), None) in names
+    return issubclass(found, bases.get(key, VecEnvWrapper))
+
+
+def _is_function_for(key: str, found: Any, of_a_run: bool) -> bool:
+    if key not in FUNCTION_KEYS or not callable(found) or _is_of_python(found):
+        return False
+    if not of_a_run:
+        return True
+    return inspect.isfunction(found) and next(iter(inspect.signature(found).parameters), None) == FUNCTION_KEYS[key]
+
+
+def _is_of_python(found: Any) -> bool:
+    """Whether a callable is a built-in one or of the standard library, or does not tell."""
+    while isinstance(found, functools.partial):
+        found = found.func
+    module = getattr(found, "__module__", None)  # an object has its class's
+    return not isinstance(module, str) or module.partition(".")[0] in sys.stdlib_module_names
 
 
 # ------------------------------------------------------------------ settings of an algorithm
@@ -289,7 +311,7 @@ def check_policy(algorithm: Any, policy: Any) -> None:
     aliases = algorithm.policy_aliases
     if not isinstance(policy, str) or "." in policy:
         names = ", ".join(map(repr, aliases))
-        raise ValueError(f"policy must be one of {names} or the dotted name of a class; got {policy!r}")
+        raise ValueError(f"policy must be one of {names} or the dotted name of a class; got {shown(policy)}")
     require_choice("policy", policy, list(aliases))
 
 
@@ -326,7 +348,7 @@ def _check_type(name: str, value: Any, parameter: inspect.Parameter) -> None:
         require_mapping(key, value)
     elif kind.startswith("type["):
         if not isinstance(value, type):
-            raise ValueError(f"{name} must be a class, which only a Python config can give; got {value!r}")
+            raise ValueError(f"{name} must be a class, which only a Python config can give; got {shown(value)}")
     else:
         _check_items(name, key, kind, value)
 
@@ -340,7 +362,7 @@ def _check_items(name: str, key: str, kind: str, value: Any) -> None:
     elif key == "net_arch":
         _check_net_arch(name, value)
     elif kind.startswith(("list[str]", "tuple[str")) and not _is_list_of(value, lambda item: isinstance(item, str)):
-        raise ValueError(f"{name} must be a list of strings; got {value!r}")
+        raise ValueError(f"{name} must be a list of strings; got {shown(value)}")
 
 
 def _check_net_arch(name: str, value: Any) -> None:
@@ -349,7 +371,7 @@ def _check_net_arch(name: str, value: Any) -> None:
     if not has_keys or not all(_is_list_of(network, _is_width) for network in networks):
         raise ValueError(
             f"{name} must be a list of integers >= 1, or a mapping of such lists {{pi: [64, 64], vf: [64, 64]}}; "
-            f"got {value!r}"
+            f"got {shown(value)}"
         )
 
 

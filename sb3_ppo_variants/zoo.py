@@ -6,7 +6,7 @@ rl_zoo3 and torch load inside the functions, so that the command line can list a
 from __future__ import annotations
 
 import argparse
-import ast
+import builtins
 import importlib
 import importlib.util
 import inspect
@@ -20,15 +20,14 @@ from contextlib import contextmanager, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, schema
-from sb3_ppo_variants.arguments import check_names
+from sb3_ppo_variants.arguments import check_names, shown
 from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 from sb3_ppo_variants.runs import RunOptions, write_run
-from sb3_ppo_variants.safe_yaml import load_yaml
+from sb3_ppo_variants.safe_yaml import load_yaml, read_expression
 
 if TYPE_CHECKING:
     import optuna
@@ -183,7 +182,7 @@ def read_schedule(name: str, value: Any) -> Any:
                 raise ValueError
             return LinearSchedule(**numbers)
     except (OverflowError, TypeError, ValueError):
-        raise ValueError(f"{name} must be {SCHEDULE_FORMS}; got {value!r}") from None
+        raise ValueError(f"{name} must be {SCHEDULE_FORMS}; got {shown(value)}") from None
     return value
 
 
@@ -198,7 +197,7 @@ def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, 
     """Check the policy's arguments and replace the name of an activation function by its class.
 
     :param algorithm: the algorithm's class, which knows the policies' aliases
-    :param policy: an alias, or the dotted name or class of a policy of the user's, whose arguments go unchecked
+    :param policy: an alias, or the dotted name of a policy of the user's, whose arguments go unchecked
     :raises ValueError: for an unknown argument or activation function
     """
     from torch import nn
@@ -209,8 +208,16 @@ def read_policy_kwargs(algorithm: Any, policy: Any, policy_kwargs: Mapping[str, 
         check_names("activation_fn", [activation], ACTIVATIONS)
         arguments["activation_fn"] = getattr(nn, ACTIVATIONS[activation])
     if policy in algorithm.policy_aliases:
+        if "net_arch" in arguments:
+            arguments["net_arch"] = _without_list(arguments["net_arch"])
         schema.check_arguments("policy_kwargs", arguments, algorithm.policy_aliases[policy], POLICY_KEYS_OF_SB3)
     return arguments
+
+
+def _without_list(net_arch: Any) -> Any:
+    """``[{pi: […], vf: […]}]``, the form of old configs, as its mapping, which SB3 takes without a warning."""
+    is_one = isinstance(net_arch, (list, tuple)) and len(net_arch) == 1 and isinstance(net_arch[0], Mapping)
+    return net_arch[0] if is_one else net_arch
 
 
 # ------------------------------------------------------------------ rl_zoo3, extended from outside
@@ -427,7 +434,7 @@ def read_vec_env(choice: str | Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """
     arguments = dict(choice) if isinstance(choice, Mapping) else {"name": choice}
     if "name" not in arguments:
-        raise ValueError(f"{VEC_ENV_KEY} must be a name or a mapping with a name; got {choice!r}")
+        raise ValueError(f"{VEC_ENV_KEY} must be a name or a mapping with a name; got {shown(choice)}")
     name = arguments.pop("name")
     check_names(VEC_ENV_KEY, [name], VEC_ENVS)
     return name, arguments
@@ -473,16 +480,23 @@ class _WordsAndLiterals(argparse.Action):
             key, colon, value = pair.partition(":")
             if not colon:
                 parser.error(f"argument {option_string}: expected key:value, got {pair!r}")
-            pairs[key] = read_literal(value)
+            pairs[key] = read_literal(value, key)
         setattr(namespace, self.dest, pairs)
 
 
-def read_literal(text: str) -> Any:
-    """A Python literal (number, string, None, True, list, dict, …), or the text itself where it is none."""
+def read_literal(text: str, name: str = "a value") -> Any:
+    """What a text stands for that :func:`read_expression` knows (a number, list, ``dict(…)``, …), or a plain word.
+
+    :param name: of the setting, for messages
+    :raises ValueError: for what looks like code and is not known
+    """
     try:
-        return ast.literal_eval(text)
-    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):  # the last three: of `{[]: 1}`, `[[[[…`
+        value = read_expression(name, text)
+    except ValueError:
+        if "(" in text or text.lstrip().startswith(("[", "{")):
+            raise
         return text
+    return text if isinstance(value, type) else value  # the name of a class is a word too
 
 
 def _without_clip_range(algorithm: type, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -518,15 +532,13 @@ def register() -> None:
         vars(script).update(yaml=_SafeYaml())
 
 
-class _SafeYaml(ModuleType):
+class _SafeYaml:
     """Takes the place of the module ``yaml`` in rl_zoo3: all that is PyYAML's, but files are read as data."""
 
     def __init__(self) -> None:
         import yaml
 
-        super().__init__("yaml")
         self._pyyaml = yaml
-        self.__spec__ = yaml.__spec__  # where `importlib.util.find_spec` looks first
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._pyyaml, name)
@@ -585,14 +597,14 @@ def enjoy(program: str, arguments: list[str]) -> None:
 
 def record(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.record_video``, a script without a function, with these arguments."""
-    import yaml
 
-    sys.modules["yaml"] = _SafeYaml()  # the script imports it anew
-    try:
-        with _command_line(program, arguments):
-            runpy.run_module("rl_zoo3.record_video", run_name="__main__")
-    finally:
-        sys.modules["yaml"] = yaml
+    def import_(name: str, *rest: Any, **keywords: Any) -> Any:
+        return _SafeYaml() if name == "yaml" else builtins.__import__(name, *rest, **keywords)
+
+    # The script imports PyYAML itself. Its own statements alone see this; what they import is left as it is.
+    own_builtins = {**vars(builtins), "__import__": import_}
+    with _command_line(program, arguments):
+        runpy.run_module("rl_zoo3.record_video", {"__builtins__": own_builtins}, "__main__")
 
 
 def plot(program: str, arguments: list[str], picture: Path) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
+import re
+import sys
 from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 import yaml
+from gymnasium.wrappers import TimeAwareObservation
+from stable_baselines3 import HerReplayBuffer
+from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.utils import LinearSchedule
+from stable_baselines3.common.vec_env import VecMonitor
 from torch import nn
 
 import sb3_ppo_variants
@@ -76,10 +86,12 @@ def only_error_line(capsys: pytest.CaptureFixture[str]) -> str:
         ("a: *b", "s.yml is not YAML: line 1: found undefined alias"),
         ("a: 1\n---\nb: 2", "s.yml is not YAML: line 2: but found another document"),
         ("a: \x00", "s.yml is not YAML: "),
-        (BOMB, "s.yml, line .*: the file must have at most 50,000 values with its aliases written out"),
+        (BOMB, "s.yml, line .*: the file must have at most 10,000 values with its aliases written out"),
         ("a: &a [*a]", "the file must have at most 32 levels with its aliases written out"),
         ("[" * 50_000, f"s.yml is not YAML: line 1: it must have at most {MAX_DEPTH} levels"),
         ("- " * 50_000, f"it must have at most {MAX_DEPTH} levels"),
+        (f"a: [{'a,' * 90_000}]", "s.yml is not YAML: line 1: it must have at most 10,000 values"),
+        ("".join(f"k{number}: 1\n" for number in range(10_000)), "it must have at most 10,000 values"),
     ],
 )
 def test_a_file_that_is_refused_is_so_by_name_and_line(text: str, message: str) -> None:
@@ -94,7 +106,7 @@ def test_a_file_that_is_refused_is_so_by_name_and_line(text: str, message: str) 
     ("data", "message"),
     [
         (b"a: \xff", "s.yml must be UTF-8 text; byte 3 is none"),
-        (b"#" * (MAX_BYTES + 1), "s.yml must have at most 1,000,000 bytes"),
+        (b"#" * (MAX_BYTES + 1), "s.yml must have at most 200,000 bytes"),
     ],
 )
 def test_bytes_that_are_refused(data: bytes, message: str) -> None:
@@ -213,6 +225,8 @@ def test_expressions_of_rl_zoo3(text: str, value: Any) -> None:
         "-" * 5000 + "1",
         "[" * 50 + "]" * 50,
         "1" * 20_000,
+        f"[{'1' * 101}]",
+        f"0x{'f' * 9000}",
     ],
 )
 def test_expressions_that_are_no_data_are_refused_and_never_run(text: str) -> None:
@@ -288,6 +302,10 @@ def test_expressions_that_are_no_data_are_refused_and_never_run(text: str) -> No
         ),
         ("clip_range", True, "clip_range must be a number >= 0 or a schedule; got True"),
         ("clip_range_vf", 0, "clip_range_vf must be a number > 0, a schedule or None; got 0"),
+        ("n_envs", 10**400, r"n_envs must be an integer >= 1; got 1(0{100,})\.\.\."),
+        ("n_envs", [16**9000], "n_envs must be an integer >= 1; got <list with an integer of too many digits>"),
+        ("policy_kwargs", {"log_std_init": 10**400}, "log_std_init must be a finite number; got 10"),
+        ("policy_kwargs", {"net_arch": [{"pi": [0]}]}, "policy_kwargs: net_arch must be"),
         ("stepsize_bounds", [1], r"stepsize_bounds must be a pair .*; got \[1\]"),
         ("weight_init", "norm", "weight_init must be one of 'orthogonal', 'normc'; got 'norm'"),
         ("vec_env", 5, "unknown vec_env 5"),
@@ -298,15 +316,36 @@ def test_expressions_that_are_no_data_are_refused_and_never_run(text: str) -> No
         ],
     ],
 )
-def test_a_setting_that_is_refused_is_so_by_name_before_anything_is_created(
+def test_a_setting_that_is_refused_is_so_by_name(key: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        zoo.read_vec_env(zoo.read_hyperparams(PPOClipPaper, {**NEEDED, key: value}).get(zoo.VEC_ENV_KEY, "dummy"))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("n_envs", 0, "n_envs must be an integer >= 1; got 0"),
+        ("policy_kwargs", COMMAND, "policy_kwargs must be a mapping .*, not text to evaluate"),
+        ("gamma", 1.5, r"gamma must be a number in \[0, 1\]; got 1\.5"),
+        ("vec_env", 5, "unknown vec_env 5"),
+        ("callback", "name", "callback must be a dotted name such as package.module.Name"),
+    ],
+)
+def test_a_setting_is_refused_before_anything_is_created(
     key: str, value: Any, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("s.yml").write_text(yaml.safe_dump({"CartPole-v1": {**NEEDED, key: value}}))
     assert cli.main(["train", "--conf-file", "s.yml", *QUIET]) == 2
-    error = only_error_line(capsys)
-    with pytest.raises(ValueError, match=message):
-        raise ValueError(error)
+    assert re.search(message, only_error_line(capsys))
     assert [path.name for path in Path().iterdir()] == ["s.yml"]
+
+
+@pytest.mark.parametrize("given", ["1" * 400, f"0x{'f' * 9000}"])
+def test_a_number_of_too_many_digits_on_the_command_line(given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", "-params", f"n_envs:{given}", *QUIET]) == 2
+    error = only_error_line(capsys)
+    assert "n_envs must be an integer >= 1; got" in error
+    assert len(error) < 300
 
 
 @pytest.mark.parametrize(
@@ -320,6 +359,7 @@ def test_a_setting_that_is_refused_is_so_by_name_before_anything_is_created(
         ("monitor_kwargs", {"info_keywords": ["is_success"]}),
         ("policy_kwargs", {"net_arch": {"pi": [], "vf": [8]}, "optimizer_kwargs": {"eps": 1e-5}}),
         ("policy_kwargs", {"net_arch": None, "activation_fn": nn.Mish}),
+        ("policy_kwargs", {"net_arch": [{"pi": [4], "vf": [4]}]}),
         ("clip_range_vf", "lin_0.2"),
         ("ent_coef", {"schedule": "linear", "start": 1, "end": -1}),
         ("callback", ["a.B", {"a.C": {"d": 1}}]),
@@ -419,14 +459,19 @@ def test_their_settings_are_checked_too(
         ("callback", "os.nothing", "callback: os.nothing cannot be imported: module 'os' has no attribute 'nothing'"),
     ],
 )
-@pytest.mark.parametrize("algo", ["ppo_clip_paper", "a2c"])
-def test_a_name_must_stand_for_what_the_setting_wants(
-    algo: str, key: str, value: Any, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    Path("s.yml").write_text(yaml.safe_dump({"CartPole-v1": {**NEEDED, key: value}}))
-    assert cli.main(["train", "--algo", algo, "--conf-file", "s.yml", *QUIET]) == 2
+@pytest.mark.parametrize("of_a_run", [False, True])
+def test_a_name_must_stand_for_what_the_setting_wants(key: str, value: Any, message: str, of_a_run: bool) -> None:
     with pytest.raises(ValueError, match=message):
-        raise ValueError(only_error_line(capsys))
+        schema.check_classes({key: value}, of_a_run=of_a_run)
+    assert not Path("ran").exists()
+
+
+@pytest.mark.parametrize("algo", ["ppo_clip_paper", "a2c"])
+def test_a_name_that_stands_for_something_else_creates_nothing(algo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    settings = {**NEEDED, "callback": {"os.system": {"command": "touch ran"}}}
+    Path("s.yml").write_text(yaml.safe_dump({"CartPole-v1": settings}))
+    assert cli.main(["train", "--algo", algo, "--conf-file", "s.yml", *QUIET]) == 2
+    assert "callback must be a class derived from SB3's BaseCallback; got os.system" in only_error_line(capsys)
     assert [path.name for path in Path().iterdir()] == ["s.yml"]
 
 
@@ -439,6 +484,35 @@ def test_names_that_stand_for_it() -> None:
             "policy": "stable_baselines3.common.policies.ActorCriticPolicy",
         }
     )
+
+
+@pytest.fixture
+def _a_module_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """`wrapping`, which reads YAML where it is imported."""
+    Path("wrapping.py").write_text(
+        "import functools, os, yaml\n"
+        "READ = yaml.safe_load('a: 1')\n"
+        "def wrap(e, **kwargs): return e\n"
+        "class Wrap:\n"
+        "    def __call__(self, e): return e\n"
+        "part, instance = functools.partial(wrap, a=1), Wrap()\n"
+        "bad, worse, run = functools.partial(os.system), functools.partial(functools.partial(eval)), os.system\n"
+    )
+    monkeypatch.syspath_prepend(".")
+    importlib.invalidate_caches()
+    yield
+    sys.modules.pop("wrapping", None)
+
+
+@pytest.mark.usefixtures("_a_module_of_ones_own")
+@pytest.mark.parametrize("key", ["env_wrapper", "vec_env_wrapper"])
+def test_any_function_of_ones_own_is_a_wrapper_in_a_training(key: str) -> None:
+    schema.check_classes({key: [{"wrapping.wrap": {"a": 1}}, "wrapping.part", "wrapping.instance"]})
+    with pytest.raises(ValueError, match=rf"{key} must be .*, or a function whose first argument is `\w+`; got"):
+        schema.check_classes({key: "wrapping.wrap"}, of_a_run=True)
+    for name in ("bad", "worse", "run", "Wrap", "READ"):
+        with pytest.raises(ValueError, match=f"or a function of none of Python's own modules; got wrapping.{name}"):
+            schema.check_classes({key: f"wrapping.{name}"})
 
 
 # ------------------------------------------------------------------ the files of a run
@@ -469,7 +543,6 @@ def test_what_rl_zoo3_writes_of_a_run_is_read_back() -> None:
     assert schema.read_run_file(folder / "args.yml") == {"env": "CartPole-v1", "env_kwargs": None}
 
 
-@pytest.mark.parametrize("command", ["enjoy", "record"])
 @pytest.mark.parametrize(
     ("files", "message"),
     [
@@ -481,8 +554,18 @@ def test_what_rl_zoo3_writes_of_a_run_is_read_back() -> None:
             {"args": f"env_kwargs: {COMMAND_TAG}"},
             "args.yml, line 1: the tag !!python/object/apply:os.system is refused",
         ),
-        ({"config": "a: !!python/object/new:os.system ['touch ran']"}, "tag !!python/object/new:os.system is refused"),
-        ({"config": "a: !!python/name:os.system ''"}, "the tag !!python/name:os.system is refused"),
+        (
+            {"config": "normalize: !!python/object/new:os.system ['touch ran']"},
+            "tag !!python/object/new:os.system is refused",
+        ),
+        ({"config": "env_kwargs: {a: !!python/name:os.system ''}"}, "the tag !!python/name:os.system is refused"),
+        ({"config": "a: &a !!python/name:os.system ''\nnormalize: *a"}, "the tag !!python/name:os.system is refused"),
+        ({"config": "<<: {a: 1, normalize: !!python/name:os.system ''}"}, "the tag !!python/name:os.system is refused"),
+        ({"config": "!!python/name:os.system '': 1"}, "the tag !!python/name:os.system is refused"),
+        ({"config": "env_wrapper: !!python/name:os.system ''"}, "env_wrapper must be a class derived from gymnasium"),
+        ({"config": "vec_env_wrapper: [!!python/name:os.system '']"}, "vec_env_wrapper must be a class derived from"),
+        ({"config": "env_wrapper: [{a.B: {c: !!python/name:os.system ''}}]"}, "tag !!python/name:os.system is refused"),
+        ({"config": f"env_wrapper: {COMMAND_TAG}"}, "the tag !!python/object/apply:os.system is refused"),
         ({"config": f'normalize: "{COMMAND}"'}, "config.yml: normalize must be a mapping such as"),
         ({"config": f'env_kwargs: "{COMMAND}"'}, "config.yml: env_kwargs must be a mapping such as"),
         ({"args": "env_kwargs: 5"}, "args.yml: env_kwargs must be a mapping such as"),
@@ -501,25 +584,92 @@ def test_what_rl_zoo3_writes_of_a_run_is_read_back() -> None:
     ],
 )
 def test_a_run_of_somebody_elses_runs_no_code(
-    command: str, files: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
+    files: dict[str, str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(**files)
-    assert cli.main([command]) == 2
+    assert cli.main(["enjoy"]) == 2
     error = only_error_line(capsys)
-    assert error.startswith(f"ppo-variants {command}: ")
+    assert error.startswith("ppo-variants enjoy: ")
     assert message in error
     assert not Path("ran").exists()
 
 
-def test_yaml_is_itself_again_after_a_film_and_for_everybody_else() -> None:
-    import sys
+@pytest.mark.parametrize("file", ["config", "args"])
+def test_a_film_of_somebody_elses_runs_no_code(file: str, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(**{file: f"env_kwargs: {COMMAND_TAG}"})
+    assert cli.main(["record"]) == 2
+    error = only_error_line(capsys)
+    assert error.startswith("ppo-variants record: ")
+    assert f"{file}.yml, line 1: the tag !!python/object/apply:os.system is refused" in error
+    assert not Path("ran").exists()
 
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_objects_in_settings_that_are_not_used_are_the_text_of_their_tags(ordered: bool) -> None:
+    lines = [
+        ("policy_kwargs", f"{{a: [{COMMAND_TAG}], !!python/name:os.system '': !!python/module:nowhere ''}}"),
+        ("callback", "!!python/object/new:nowhere.Class {state: !!python/object:os.system {}}"),
+        ("since", "2020-01-01"),
+    ]
+    start = "!!python/object/apply:collections.OrderedDict [["
+    pairs = ", ".join(f"[{key}, {value}]" for key, value in lines)
+    text = f"{start}{pairs}]]" if ordered else "\n".join(f"{key}: {value}" for key, value in lines)
+    assert schema.read_run_file(write_run(config=text) / "config.yml") == {
+        "policy_kwargs": {
+            "a": ["!!python/object/apply:os.system"],
+            "!!python/name:os.system": "!!python/module:nowhere",
+        },
+        "callback": "!!python/object/new:nowhere.Class",
+        "since": "!!timestamp",
+    }
+    assert "nowhere" not in sys.modules
+    assert not Path("ran").exists()
+
+
+def test_what_rl_zoo3_writes_of_classes_and_objects_is_read_back() -> None:
+    wrapper, module = TimeAwareObservation, f"{TimeAwareObservation.__module__}.TimeAwareObservation"
+    settings = {
+        "env_wrapper": [{wrapper: {"normalize_time": True}}, wrapper],
+        "vec_env_wrapper": VecMonitor,
+        "policy_kwargs": {"optimizer_class": torch.optim.SGD, "activation_fn": nn.Identity},
+        "replay_buffer_class": HerReplayBuffer,
+        "callback": CheckpointCallback(1, "here"),
+        "module": nn.Identity(),
+    }
+    arguments = OrderedDict(env_kwargs=None, seed=np.float64(3))
+    folder = write_run(config=yaml.dump(OrderedDict(settings)), args=yaml.dump(arguments))
+    read = schema.read_run_file(folder / "config.yml")
+    assert read["env_wrapper"] == [{module: {"normalize_time": True}}, module]
+    assert read["vec_env_wrapper"] == f"{VecMonitor.__module__}.VecMonitor"
+    assert "HerReplayBuffer" in read["replay_buffer_class"]  # which `enjoy` asks
+    assert schema.read_run_file(folder / "args.yml")["env_kwargs"] is None
+
+
+def test_a_run_of_a_python_config_opens() -> None:
+    Path("settings.py").write_text(
+        "import torch\n"
+        "from gymnasium.wrappers import TimeAwareObservation\n"
+        "hyperparams = {'CartPole-v1': dict(policy='MlpPolicy', n_timesteps=16, n_steps=16, batch_size=16,\n"
+        "    env_wrapper=[{TimeAwareObservation: {}}],\n"
+        "    policy_kwargs=dict(optimizer_class=torch.optim.SGD, activation_fn=torch.nn.Identity))}\n"
+    )
+    for algo in ("ppo_clip_paper", "ppo"):
+        assert cli.main(["train", "--algo", algo, "--conf-file", "settings.py", *QUIET]) == 0
+        assert cli.main(["enjoy", "--algo", algo, "-n", "4"]) == 0
+
+
+@pytest.mark.usefixtures("_a_module_of_ones_own")
+def test_yaml_is_itself_for_everybody_else_during_a_film(capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(config="env_wrapper: wrapping.wrap")
+    assert cli.main(["record"]) == 2
+    assert "got wrapping.wrap" in only_error_line(capsys)
+    found = sys.modules["wrapping"]
+    assert (found.yaml, found.READ) == (yaml, {"a": 1})
+
+
+def test_what_rl_zoo3_sees_of_yaml() -> None:
     import rl_zoo3.utils
 
-    write_run(config="[1]")
-    assert cli.main(["record"]) == 2
-    assert sys.modules["yaml"] is yaml
-    assert rl_zoo3.utils.yaml.__spec__ is yaml.__spec__
     assert rl_zoo3.utils.yaml is not yaml
     assert rl_zoo3.utils.yaml.dump({"a": 1}) == "a: 1\n"
     assert rl_zoo3.utils.yaml.load("a: 1", Loader=yaml.SafeLoader) == {"a": 1}

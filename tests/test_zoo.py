@@ -216,6 +216,12 @@ def test_forms_reach_the_constructor(build: Factory, tmp_path: Path) -> None:
     assert (normalizer.norm_reward, normalizer.clip_obs, normalizer.gamma) == (False, 5.0, 0.9)
 
 
+def test_the_network_of_old_configs(build: Factory, tmp_path: Path) -> None:
+    network = {"pi": [8], "vf": [4]}
+    model = build(config=write_config(tmp_path, policy_kwargs={"net_arch": [network]}))  # without SB3's warning
+    assert model.policy.net_arch == network
+
+
 def test_a_schedule_in_a_zip_needs_no_rl_zoo3(build: Factory, tmp_path: Path) -> None:
     model = build(config=write_config(tmp_path, learning_rate="lin_0.1"))
     assert type(model.learning_rate) is LinearSchedule
@@ -439,14 +445,19 @@ def test_an_unknown_vec_env_is_refused(build: Factory, tmp_path: Path) -> None:
         ("log_clip", "log_clip"),
         ("lin_0.1", "lin_0.1"),
         ("{'a': [1]}", {"a": [1]}),
+        ("dict(b=1)", {"b": 1}),
+        ("HerReplayBuffer", "HerReplayBuffer"),
+        ("1" * 400, "1" * 400),
     ],
 )
 def test_values_on_the_command_line_are_literals_or_words(text: str, value: Any) -> None:
     assert zoo.read_literal(text) == value
 
 
-def test_values_on_the_command_line_are_not_run_as_code() -> None:
-    assert zoo.read_literal("exit(1)") == "exit(1)"
+@pytest.mark.parametrize("text", ["exit(1)", "dict(a=b)", "[exit]", f"[{'1' * 400}]"])
+def test_values_on_the_command_line_are_not_run_as_code(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a must be a mapping such as \{key: value\}, or text of literals.*; got"):
+        zoo.read_literal(text, "a")
 
 
 # ------------------------------------------------------------------ the search
