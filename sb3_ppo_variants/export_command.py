@@ -101,7 +101,7 @@ def _was_normalized(config: Path) -> bool:
     if not config.is_file():
         return False
     _require_of_zoo(f"reading {config}", "yaml")
-    settings = load_run_yaml(config)
+    settings = load_run_yaml(config, {"normalize"})
     if not isinstance(settings, dict):
         raise ValueError(f"{config} must be a mapping of settings; got {settings!r:.80}")
     return bool(settings.get("normalize"))
