@@ -597,10 +597,11 @@ def make_model(
                 verbose=0,
                 device=device,
             )
-            model, _ = manager.setup_experiment()
+            made = manager.setup_experiment()
     finally:
         _OurExperiments.run_options = None
-    return model
+    assert made is not None  # only where rl_zoo3 itself is to search
+    return made[0]
 
 
 def enjoy(program: str, arguments: list[str]) -> None:

@@ -261,7 +261,7 @@ def read_base(algorithm: str, environment: str, base: Any, folder: Path | None) 
 
 # ------------------------------------------------------------------ single keys
 
-Fields = TypeVar("Fields", bound=NamedTuple)
+Fields = TypeVar("Fields", Budget, Objective, Rerun, Heartbeat)
 
 
 def _mapping(name: str, value: Any) -> dict[str, Any]:

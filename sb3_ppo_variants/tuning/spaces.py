@@ -423,7 +423,7 @@ def _check_values(algorithm: str, environment: str, base: Mapping[str, Any], spa
     for parameter in space:
         for value in parameter.extremes():
             chosen = _with(first, by_name, parameter.name, value)
-            params = {}
+            params: dict[str, Any] = {}
             for each in space:
                 if each.exists(params):
                     params[each.name] = chosen.get(each.name, each.extremes()[0])

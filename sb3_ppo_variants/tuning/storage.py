@@ -181,7 +181,7 @@ def _open_database(url: str, heartbeat: Heartbeat, patience: Patience, on_stale:
 
     try:
         return patience.call(connect)
-    except (sqlalchemy.exc.NoSuchModuleError, ImportError, RuntimeError) as error:
+    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
         raise StorageError(f"storage {name} cannot be used: {_cause(error)}") from error
 
 

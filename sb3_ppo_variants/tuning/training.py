@@ -22,6 +22,8 @@ from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.resume.state import generators, set_generators
 
 SCORES = "scores.json"
+WAKE_INTERVAL = 0.5
+"""seconds within which a signal is noticed"""
 
 
 class Score(NamedTuple):
@@ -123,14 +125,19 @@ class SeedTraining:
 
     def _wait(self) -> None:
         try:
-            self._done.acquire()
+            self._wait_for_the_thread()
         except BaseException:  # Ctrl-C, which only this thread gets: the other one ends at its next step
             self._stopping = True
-            self._done.acquire()
+            self._wait_for_the_thread()
             if not self._ended:  # it had just come to the end of its turn
                 self._turn.release()
-                self._done.acquire()
+                self._wait_for_the_thread()
             raise
+
+    def _wait_for_the_thread(self) -> None:
+        # Waking now and then, as a signal that another thread was given does not wake this one.
+        while not self._done.acquire(timeout=WAKE_INTERVAL):
+            pass
 
     # ------------------------------------------------------------------ in the thread
 
