@@ -56,7 +56,7 @@ def evaluate(
         pairs = zip(job.training_seeds, trainings, strict=True)
         scores = [_advance(training, seed, timesteps) for seed, training in pairs]
         if not still_ours():
-            raise LostTrialError(f"trial {trial.number} was given to another worker: its heartbeat was late")
+            raise LostTrialError(f"trial {trial.number} was given to another worker")
         describe(trial, scores)
         mean = statistics.fmean(score.mean for score in scores)
         if math.isnan(mean):

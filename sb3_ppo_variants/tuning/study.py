@@ -217,13 +217,14 @@ class SharedStudy:
                 continue
             if not self.trials():
                 self._enqueue_paper()
-            trial = self._ask(evenly=draws >= PATIENT_DRAWS)
-            if trial is None:
+            try:
+                trial = self._ask(evenly=draws >= PATIENT_DRAWS)
+                reason = self._reason_not_to_run(trial)
+                if reason is None:
+                    return trial
+                trial.set_user_attr(NOT_RUN, reason)
+            except optuna.exceptions.UpdateFinishedTrialError:  # taken from us: this process had stood still
                 continue
-            reason = self._reason_not_to_run(trial)
-            if reason is None:
-                return trial
-            trial.set_user_attr(NOT_RUN, reason)
             self.finish(trial, TrialState.FAIL)
             draws += 1
             if draws >= MAX_DRAWS:
@@ -236,11 +237,11 @@ class SharedStudy:
         params = paper_params(self.job.algorithm, self.job.environment, self.job.space)
         self.study.enqueue_trial(params, user_attrs={ORIGIN: "paper"})
 
-    def _ask(self, *, evenly: bool) -> optuna.Trial | None:
+    def _ask(self, *, evenly: bool) -> optuna.Trial:
         """Begin a trial.
 
         :param evenly: whether its parameters are drawn evenly from the space, whatever the sampler
-        :return: the trial; None if it is another worker's already
+        :raises optuna.exceptions.UpdateFinishedTrialError: if it is another worker's already
         """
         sampler = self.study.sampler
         self.study.sampler = self._even_sampler if evenly else sampler
@@ -248,9 +249,9 @@ class SharedStudy:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with", UserWarning)
                 trial = self.study.ask()
-            # One that was put back may look dead, by its last heartbeat, until it has the first new one.
-            if not self.beat(trial):
-                return None
+            # One that was put back may look dead, by its last heartbeat, until it has the first new one: the next line
+            # tells if somebody has taken it for that.
+            self.beat(trial)
             trial.set_user_attr(WORKER, self.worker)
             suggest(self.job.space, trial)
         finally:

@@ -79,9 +79,9 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining) -> 
         _stop(trainings)
         trial.set_user_attr("diverged", str(error))
         state, value, words = TrialState.PRUNED, None, f"diverged: {error}"
-    except LostTrialError as error:
+    except (LostTrialError, optuna.exceptions.UpdateFinishedTrialError):
         _stop(trainings)
-        _say(shared, f"{error}")
+        _say(shared, f"trial {trial.number} was given to another worker: this one's heartbeat was late")
         return False
     except (KeyboardInterrupt, SystemExit):
         with _undisturbed():
