@@ -51,14 +51,21 @@ def run_worker(job: Job, worker: str | None = None, make: MakeTraining = make_tr
     """
     shared = SharedStudy(job, worker or worker_name())
     finished = 0
-    while (trial := shared.next_trial()) is not None:
-        finished += _run_trial(shared, trial, make)
+    with _Signals() as signals:
+
+        def wait(seconds: float) -> None:
+            with signals.heard():
+                time.sleep(seconds)
+
+        while (trial := shared.next_trial(wait)) is not None:
+            finished += _run_trial(shared, trial, make, signals)
     return finished
 
 
-def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining) -> bool:
+def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, signals: _Signals) -> bool:
     """Run one trial to its end, whatever that is.
 
+    :param signals: heard while it trains
     :return: whether it counts: it is complete or pruned, and was ours to the end
     """
     job = shared.job
@@ -68,7 +75,7 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining) -> 
     trainings: list[Training] = []
     began = time.monotonic()
     try:
-        with _Heartbeat(shared, trial) as heartbeat:
+        with _Heartbeat(shared, trial) as heartbeat, signals.heard():
             for seed in job.training_seeds:
                 trainings.append(make(job, settings, seed, folder / f"seed_{seed}"))
             value = evaluate(trial, job, trainings, frozen.intermediate_values, heartbeat.is_ours)
@@ -84,9 +91,8 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining) -> 
         _say(shared, f"trial {trial.number} was given to another worker: this one's heartbeat was late")
         return False
     except (KeyboardInterrupt, SystemExit):
-        with _undisturbed():
-            _stop(trainings)
-            shared.put_back(trial)
+        _stop(trainings)
+        shared.put_back(trial)
         _say(shared, f"trial {trial.number} is put back; tune run goes on with it")
         raise
     except StorageError:
@@ -157,8 +163,7 @@ def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: Mak
     SharedStudy(job)  # made once, before all want to; and what is wrong is said once
     name = worker or worker_name()
     if workers == 1:
-        with _exit_on_sigterm():
-            run_worker(job, name, make)
+        run_worker(job, name, make)
         return 0
     context = multiprocessing.get_context("spawn")
     processes = [
@@ -166,7 +171,7 @@ def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: Mak
         for index in range(workers)
     ]
     try:
-        with _exit_on_sigterm():
+        with _Signals() as signals, signals.heard():
             for process in processes:
                 process.start()
             for process in processes:
@@ -199,8 +204,7 @@ def _work(job: Job, worker: str, make: MakeTraining) -> None:
 
     th.set_num_threads(1)  # networks this small lose by more, and the workers share the cores
     try:
-        with _exit_on_sigterm():
-            run_worker(job, worker, make)
+        run_worker(job, worker, make)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     except StorageError as error:
@@ -208,22 +212,52 @@ def _work(job: Job, worker: str, make: MakeTraining) -> None:
         sys.exit(FAILED)
 
 
-@contextmanager
-def _exit_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM end the program as Ctrl-C does, by an exception; a second one is ignored."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+class _Signals:
+    """Ctrl-C and SIGTERM, which are heard only where a trial can be put back, and kept until then.
 
-    def terminate(_signal: int, _frame: FrameType | None) -> None:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise SystemExit(TERMINATED)
+    In a thread other than the main one, which gets none, nothing changes.
+    """
 
-    before = signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    def __init__(self) -> None:
+        self._kept: BaseException | None = None
+        self._are_heard = self._raised = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._hear)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is None and self._kept is not None:
+            raise self._kept
+
+    def _hear(self, number: int, _frame: FrameType | None) -> None:
+        if self._raised:  # what it asks for is under way
+            return
+        again = self._kept is not None
+        self._kept = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(TERMINATED)
+        if self._are_heard or again:  # one who asks twice does not want to wait for a storage that is away
+            self._raise()
+
+    def _raise(self) -> None:
+        error, self._kept, self._raised = self._kept, None, True
+        assert error is not None
+        raise error
+
+    @contextmanager
+    def heard(self) -> Iterator[None]:
+        """Let them end what runs inside, by an exception."""
+        self._are_heard = True
+        try:
+            if self._kept is not None:
+                self._raise()
+            yield
+        finally:
+            self._are_heard = False
 
 
 @contextmanager

@@ -67,7 +67,8 @@ def test_samplers_of_workers_differ_and_repeat() -> None:
 
 
 @pytest.mark.parametrize("kind", STORAGES)
-def test_no_parameters_are_tried_twice(kind: str, tmp_path: Path) -> None:
+def test_no_parameters_are_tried_twice(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.tuning.study.MAX_DRAWS", 20)
     choices = [0.1, 0.2, 0.3]
     space: dict[str, Any] = {each.name: None for each in job_in(tmp_path).space}
     space = {name: None for name in space if name not in ("log_std_start", "log_std_end")}
@@ -84,19 +85,20 @@ def test_no_parameters_are_tried_twice(kind: str, tmp_path: Path) -> None:
     failed = shared.trials([TrialState.FAIL])
     assert all("same parameters" in trial.user_attrs[NOT_RUN] for trial in failed)
     more = job_on(kind, tmp_path, 4, space={**space, "clip_range": {"type": "categorical", "choices": choices}})
-    with pytest.raises(ValueError, match="50 draws in a row gave parameters that other trials have"):
+    with pytest.raises(ValueError, match="20 draws in a row gave parameters that other trials have"):
         run_worker(more, "a", Flat)
 
 
 def test_another_job_of_the_same_name_is_refused(tmp_path: Path) -> None:
     run_worker(job_in(tmp_path, 1), "a", pretend)
     before = status(job_in(tmp_path, 1))
-    for keys, words in [
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"seeds": 3}, "another 'seeds' \\(2 then, 3 now\\)"),
         ({"space": {"n_epochs": {"high": 20}}}, "another 'space' \\(n_epochs: high: 30 then, 20 now\\)"),
         ({"fixed": {"vf_coef": 0.5}}, "another 'base' \\(vf_coef: None then, 0.5 now\\)"),
         ({"environment": "Pendulum-v1"}, "another 'environment'"),
-    ]:
+    ]
+    for keys, words in cases:
         with pytest.raises(ValueError, match=words):
             run_worker(job_in(tmp_path, 1, **keys), "a", pretend)
     assert status(job_in(tmp_path, 1)) == before
