@@ -41,7 +41,7 @@ class Interval(NamedTuple):
     def __str__(self) -> str:
         if math.isnan(self.half_width):
             return f"{self.mean:.4g} ({self.n} seed{'s' if self.n > 1 else ''})"
-        return f"{self.mean:.4g} ± {self.half_width:.2g} (95 %, {self.n} seeds)"
+        return f"{self.mean:.4g} ± {self.half_width:.4g} (95 %, {self.n} seeds)"
 
 
 def interval_of(values: Sequence[float]) -> Interval:
@@ -107,7 +107,9 @@ def describe_status(job: Job, now: Status) -> str:
     if now.best is None:
         return "\n".join([*lines, "no trial is complete yet"])
     scores = now.best.user_attrs.get("scores", {})
-    spread = "" if scores.get("spread") is None else f", spread over {job.seeds} seeds {scores['spread']:.2g}"
+    spread = (
+        "" if scores.get("spread") is None else f", standard deviation over {job.seeds} seeds {scores['spread']:.4g}"
+    )
     lines.append(f"best so far: trial {now.best.number}, {now.best.value:.4g}{spread}{_origin(now.best)}")
     return "\n".join([*lines, *(f"  {name}: {value}" for name, value in now.best.params.items())])
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+import json
 import os
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -205,6 +206,13 @@ class _MendedJournal(JournalFileBackend):
         self._path, self._patience = path, patience
         self._writing = JournalFileSymlinkLock(str(path.resolve()))
         super().__init__(str(path), lock_obj=self._writing)
+
+    def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
+        """As optuna's, all at once, so that it can be tried again."""
+        try:
+            yield from self._patience.call(lambda: list(super(_MendedJournal, self).read_logs(log_number_from)))
+        except json.JSONDecodeError as error:
+            raise StorageError(f"storage {JOURNAL}{self._path} cannot be read: {error}") from error
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """As optuna's, in the place of what was written by half."""

@@ -13,17 +13,20 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import optuna
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
+from sb3_ppo_variants.resume.folder import RunFolder
+from sb3_ppo_variants.resume.format import BundleError
 from sb3_ppo_variants.resume.learning import TERMINATED
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.objective import LostTrialError, MakeTraining, evaluate, make_training
 from sb3_ppo_variants.tuning.storage import StorageError
-from sb3_ppo_variants.tuning.study import SharedStudy
+from sb3_ppo_variants.tuning.study import RETRY_OF, SharedStudy
 from sb3_ppo_variants.tuning.training import Training
 
 FAILED = 1
@@ -70,7 +73,7 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
     """
     job = shared.job
     frozen = next(each for each in shared.trials() if each.number == trial.number)
-    folder = shared.folder_of(frozen)
+    folder = _folder_for(shared, frozen)
     settings = job.settings(trial.params)
     trainings: list[Training] = []
     began = time.monotonic()
@@ -107,6 +110,23 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
     counts = shared.finish(trial, state, value)
     _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
     return counts
+
+
+def _folder_for(shared: SharedStudy, trial: FrozenTrial) -> Path:
+    """Where to train a trial: where a dead worker has left it, unless that one trains there still."""
+    folder = shared.folder_of(trial)
+    if RETRY_OF not in trial.user_attrs:
+        return folder
+    for seed in shared.job.training_seeds:
+        run = RunFolder(folder / f"seed_{seed}")
+        if not run.bundles.is_dir():
+            continue
+        try:
+            with run.owned():
+                pass
+        except BundleError:  # it only stood still: suspended, or cut off from the storage
+            return folder.with_name(f"{folder.name}_again_{trial.number}")
+    return folder
 
 
 def _say(shared: SharedStudy, words: str) -> None:

@@ -16,8 +16,10 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
+from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.tuning import Job, SharedStudy, StorageError, best, describe_status, export, run_worker, status
 from sb3_ppo_variants.tuning.spaces import paper_params
+from sb3_ppo_variants.tuning.storage import Patience
 from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
 from sb3_ppo_variants.tuning.training import Score
 from tests.tuning.studies import Pretended, job_in, pretend
@@ -344,6 +346,55 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with pytest.raises(StorageError, match=r"did not answer for 0\.3 seconds: database is locked"):
         SharedStudy(job_in(tmp_path, 2, patience=0.3))
     lock.close()
+
+
+def test_a_server_that_is_away_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sqlalchemy.exc import IntegrityError, OperationalError
+
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time.sleep", sleep)
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time.monotonic", lambda: now)
+
+    def away(until: float) -> str:
+        if now < until:
+            try:
+                raise OperationalError("SELECT 1", {}, Exception("connection refused"))
+            except OperationalError as error:
+                raise optuna.exceptions.StorageInternalError("commit") from error
+        return "answer"
+
+    assert Patience("a server", 60).call(lambda: away(20)) == "answer"
+    assert 20 <= now < 60
+    assert "a server does not answer (connection refused); asking again" in capsys.readouterr().err
+    with pytest.raises(StorageError, match="storage a server did not answer for 30 seconds: connection refused"):
+        Patience("a server", 30).call(lambda: away(1000))
+
+    def wrong() -> None:
+        raise IntegrityError("INSERT", {}, Exception("twice"))
+
+    with pytest.raises(IntegrityError):  # is no matter of patience
+        Patience("a server", 30).call(wrong)
+
+
+def test_a_folder_that_is_still_in_use_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.resume.folder.LOCK_PATIENCE", 0.1)
+    job = job_in(tmp_path, 1)
+    shared = SharedStudy(job, "suspended")
+    assert shared.next_trial() is not None
+    (trial,) = shared.trials()
+    shared.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+    shared._retry(trial)
+    with RunFolder(shared.folder_of(trial) / "seed_1").owned():
+        assert run_worker(job, "other", pretend) == 1
+    assert (job.folder / "trial_00000_again_1" / "seed_1" / "progress.json").is_file()
+    assert not (job.folder / "trial_00000" / "seed_0").exists()
 
 
 def test_half_a_line_of_a_killed_writer_is_mended(tmp_path: Path) -> None:
