@@ -237,11 +237,19 @@ def export(arguments: list[str]) -> int:
     return run_export(f"{PROGRAM} export", arguments, DEFAULT_ALGO, DEFAULT_ENV, DEFAULT_FOLDER)
 
 
+def tune(arguments: list[str]) -> int:
+    """Search for settings with optuna, as a job's file says."""
+    from sb3_ppo_variants.tuning.command import main as run_tune
+
+    return run_tune(f"{PROGRAM} tune", arguments)
+
+
 # ------------------------------------------------------------------ the command line
 
 SUMMARIES = {
     **{name: command.summary for name, command in COMMANDS.items()},
     "export": "export a trained agent as files that run no code (opens its zip, which does)",
+    "tune": "search for settings with optuna, in any number of processes",
     "list": "show algorithms, tasks and configs",
     "demo": "train, evaluate, plot and film the humanoid in a few minutes",
 }
@@ -293,8 +301,8 @@ def _dispatch(command: str, arguments: list[str]) -> int:
     if any(_is_missing(module) for module in (DEMO_MODULES if command == "demo" else ZOO_MODULES)):
         print(f'{PROGRAM} {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"', file=sys.stderr)
         return WRONG_USAGE
-    if command == "demo":
-        return demo(arguments)
+    if command in ("demo", "tune"):
+        return {"demo": demo, "tune": tune}[command](arguments)
     zoo.register()
     options = None
     if command == "train":

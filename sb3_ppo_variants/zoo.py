@@ -10,13 +10,14 @@ import builtins
 import importlib
 import importlib.util
 import inspect
+import io
 import re
 import runpy
 import shutil
 import sys
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, redirect_stdout, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
@@ -587,6 +588,46 @@ def train(program: str, arguments: list[str], options: RunOptions | None = None)
             importlib.import_module("rl_zoo3.train").train()
     finally:
         _OurExperiments.run_options = None
+
+
+def make_model(
+    algo: str, env_id: str, settings: Mapping[str, Any], folder: Path, seed: int, device: str = "auto"
+) -> Any:
+    """A model on its environments, as ``ppo-variants train`` makes them; nothing is trained yet.
+
+    :param algo: a key of ``ALGORITHMS``
+    :param settings: of the task, in the form of ``zoo_configs``
+    :param folder: of the run; where it has resume bundles, ``learn(…, resume="auto")`` will go on with them
+    :param seed: of weights, environments and whatever is drawn
+    :return: the model; its environments are the caller's to close
+    :raises ValueError: for settings that are not allowed; names the first
+    """
+    import rl_zoo3.train
+
+    register()
+    # With them `ppo-variants train --resume <folder>` makes the same run.
+    arguments = ["--algo", algo, "--env", env_id, "--num-threads", "1"]
+    options = RunOptions(folder, None, False, None, dict(settings), arguments)
+    _OurExperiments.run_options = options
+    try:
+        # The manager tells what it reads, for which a study of hundreds of runs has no use.
+        with redirect_stdout(io.StringIO()):
+            manager = rl_zoo3.train.ExperimentManager(
+                argparse.Namespace(algo=algo, env=env_id, seed=seed),
+                algo,
+                env_id,
+                str(folder.parent),
+                eval_freq=-1,
+                log_interval=-1,
+                seed=seed,
+                verbose=0,
+                device=device,
+            )
+            made = manager.setup_experiment()
+    finally:
+        _OurExperiments.run_options = None
+    assert made is not None  # only where rl_zoo3 itself is to search
+    return made[0]
 
 
 def enjoy(program: str, arguments: list[str]) -> None:

@@ -1,0 +1,202 @@
+"""The trainings of one trial, one per seed, which take turns: each goes on to where the others are, then waits.
+
+Each runs ``learn`` once, over its whole budget, in a thread of its own, of which only one runs at any time; so its
+schedules, its episodes and its random numbers are those of a training that was never interrupted, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch as th
+from stable_baselines3.common.callbacks import BaseCallback
+
+from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.resume.state import generators, set_generators
+
+SCORES = "scores.json"
+WAKE_INTERVAL = 0.5
+"""seconds within which a signal is noticed"""
+
+
+class Score(NamedTuple):
+    """How well a training did."""
+
+    mean: float
+    """mean raw return of its last episodes; NaN where none has ended"""
+    episodes: int
+    """of how many"""
+    timesteps: int
+    """where it stood: the first iteration's end at or after the one asked for"""
+
+
+class Training(Protocol):
+    """One seed's training, as :mod:`~sb3_ppo_variants.tuning.objective` sees it."""
+
+    def advance(self, timesteps: int) -> Score:
+        """Train until this timestep, and tell how well it does."""
+
+    def stop(self) -> None:
+        """End the training where it is, so that another process can go on with it."""
+
+
+class _StoppedError(BaseException):
+    """Ends a ``learn`` from outside; no ``except Exception`` of an environment's holds it up."""
+
+
+class SeedTraining:
+    """One seed's training.
+
+    :param make_model: makes the model on its environments; called in the thread that trains
+    :param folder: of the run: its resume bundles and ``scores.json``
+    :param total_timesteps: of the whole training
+    :param bundle_interval: seconds between two bundles
+    """
+
+    def __init__(
+        self,
+        make_model: Callable[[], Any],
+        folder: Path,
+        total_timesteps: int,
+        bundle_interval: float,
+    ):
+        self.folder = folder
+        self._make_model, self._total = make_model, total_timesteps
+        self._interval = bundle_interval
+        self._scores = _read_scores(folder / SCORES)
+        self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
+        self._target = 0
+        self._error: BaseException | None = None
+        self._ended = self._stopping = False
+        self._generators: Any = None
+        self._thread: threading.Thread | None = None
+        self._model: Any = None
+
+    def advance(self, timesteps: int) -> Score:
+        """Train until the end of the first iteration at or after this timestep.
+
+        What an earlier process has reached is not done again.
+
+        :raises FloatingPointError: if the training diverges
+        :raises BaseException: whatever else ends it
+        """
+        if timesteps not in self._scores:
+            self._target = timesteps
+            if not self._ended and (self._model is None or self._model.num_timesteps < timesteps):
+                self._take_turn()
+            returns = [episode["r"] for episode in self._model.ep_info_buffer]
+            mean = float(np.mean(returns)) if returns else math.nan
+            self._scores[timesteps] = Score(mean, len(returns), self._model.num_timesteps)
+            content = {str(key): score._asdict() for key, score in self._scores.items()}
+            atomic_write(self.folder / SCORES, json.dumps(content).encode())
+        return self._scores[timesteps]
+
+    def stop(self) -> None:
+        """End the training after its last whole iteration, with a bundle; environments are closed."""
+        self._stopping = True
+        if self._thread is not None and not self._ended:
+            with suppress(_StoppedError):
+                self._take_turn()
+
+    def _take_turn(self) -> None:
+        """Let the thread run until it waits or ends, with the random generators of its own."""
+        before = generators()
+        if self._generators is not None:
+            set_generators(self._generators)
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, args=(th.get_num_threads(),), daemon=True)
+            self._thread.start()
+        self._turn.release()
+        self._wait()
+        self._generators = generators()
+        set_generators(before)
+        if self._ended:
+            self._thread.join()
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _wait(self) -> None:
+        try:
+            self._wait_for_the_thread()
+        except BaseException:  # Ctrl-C, which only this thread gets: the other one ends at its next step
+            self._stopping = True
+            self._wait_for_the_thread()
+            if not self._ended:  # it had just come to the end of its turn
+                self._turn.release()
+                self._wait_for_the_thread()
+            raise
+
+    def _wait_for_the_thread(self) -> None:
+        # Waking now and then, as a signal that another thread was given does not wake this one.
+        while not self._done.acquire(timeout=WAKE_INTERVAL):
+            pass
+
+    # ------------------------------------------------------------------ in the thread
+
+    def _run(self, n_threads: int) -> None:
+        self._turn.acquire()
+        try:
+            th.set_num_threads(n_threads)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._model = self._make_model()
+            try:
+                self._model.learn(
+                    self._total,
+                    callback=_TakesTurns(self),
+                    run_folder=self.folder,
+                    resume="auto",
+                    bundle_interval=self._interval,
+                )
+            finally:
+                with suppress(EOFError):
+                    self._model.env.close()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended = True
+            self._done.release()
+
+    def wait_for_turn(self, num_timesteps: int) -> None:
+        """Called between two iterations."""
+        while num_timesteps >= self._target and not self._stopping:
+            self._done.release()
+            self._turn.acquire()
+        self.go_on()
+
+    def go_on(self) -> None:
+        """Called at every step.
+
+        :raises _StoppedError: if the training is to end
+        """
+        if self._stopping:
+            raise _StoppedError
+
+
+class _TakesTurns(BaseCallback):
+    def __init__(self, training: SeedTraining):
+        super().__init__()
+        self._training = training
+
+    def _on_rollout_start(self) -> None:
+        self._training.wait_for_turn(self.model.num_timesteps)
+
+    def _on_step(self) -> bool:
+        self._training.go_on()
+        return True
+
+
+def _read_scores(path: Path) -> dict[int, Score]:
+    """What an earlier process has reached; nothing if that cannot be read."""
+    try:
+        content = json.loads(path.read_bytes())
+        return {int(key): Score(**score) for key, score in content.items()}
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}

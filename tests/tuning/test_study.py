@@ -1,0 +1,437 @@
+"""Studies in one process, with trainings that pretend: budgets, duplicates, interruptions, the dead, storages."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.trial import TrialState
+
+from sb3_ppo_variants.resume.folder import RunFolder
+from sb3_ppo_variants.tuning import Job, SharedStudy, StorageError, best, describe_status, export, run_worker, status
+from sb3_ppo_variants.tuning.spaces import paper_params
+from sb3_ppo_variants.tuning.storage import Patience
+from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
+from sb3_ppo_variants.tuning.training import Score
+from tests.tuning.studies import Pretended, job_in, pretend
+
+STORAGES = ("sqlite", "journal")
+
+
+def job_on(kind: str, folder: Path, trials: int = 4, **keys: Any) -> Job:
+    if kind == "journal":
+        keys = {"storage": f"journal:{folder / 'study.log'}", **keys}
+    return job_in(folder, trials, **keys)
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_a_worker_runs_the_budget_and_the_paper_comes_first(kind: str, tmp_path: Path) -> None:
+    job = job_on(kind, tmp_path)
+    assert run_worker(job, "a", pretend) == 4
+    trials = SharedStudy(job, create=False).trials()
+    assert [trial.state for trial in trials] == [TrialState.COMPLETE] * 4
+    first = trials[0]
+    assert first.params == paper_params(job.algorithm, job.environment, job.space)
+    assert first.user_attrs["origin"] == "paper"
+    assert first.intermediate_values.keys() == set(job.boundaries)
+    scores = first.user_attrs["scores"]
+    assert first.value == pytest.approx(sum(scores["means"]) / 2)
+    assert scores["spread"] == pytest.approx(0.1 / 2**0.5)
+    assert (scores["episodes"], scores["timesteps"]) == ([10, 10], [40_000, 40_000])
+    assert run_worker(job, "b", pretend) == 0  # nothing is left
+    now = status(job)
+    assert (now.counts.complete, now.counts.finished, now.budget) == (4, 4, 4)
+    assert "4 of 4 trials finished" in describe_status(job, now)
+
+
+def test_more_trials_may_be_asked_for_later(tmp_path: Path) -> None:
+    run_worker(job_in(tmp_path, 2), "a", pretend)
+    assert run_worker(job_in(tmp_path, 5), "a", pretend) == 3
+
+
+def test_samplers_of_workers_differ_and_repeat() -> None:
+    def draws(worker: str) -> list[float]:
+        job = job_in(Path())
+        study = optuna.create_study(sampler=make_sampler(job, worker))
+        return [study.ask().suggest_float("x", 0, 1) for _ in range(3)]
+
+    assert draws("a") == draws("a")
+    assert draws("a") != draws("b")
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_no_parameters_are_tried_twice(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.tuning.study.MAX_DRAWS", 20)
+    choices = [0.1, 0.2, 0.3]
+    space: dict[str, Any] = {each.name: None for each in job_in(tmp_path).space}
+    space = {name: None for name in space if name not in ("log_std_start", "log_std_end")}
+    job = job_on(kind, tmp_path, 3, space={**space, "clip_range": {"type": "categorical", "choices": choices}})
+    assert len(job.space) == 1
+
+    class Flat(Pretended):
+        def value(self, timesteps: int) -> float:
+            return 0.0
+
+    run_worker(job, "a", Flat)
+    shared = SharedStudy(job)
+    assert sorted(trial.params["clip_range"] for trial in shared.trials([TrialState.COMPLETE])) == choices
+    failed = shared.trials([TrialState.FAIL])
+    assert all("same parameters" in trial.user_attrs[NOT_RUN] for trial in failed)
+    more = job_on(kind, tmp_path, 4, space={**space, "clip_range": {"type": "categorical", "choices": choices}})
+    with pytest.raises(ValueError, match="20 draws in a row gave parameters that other trials have"):
+        run_worker(more, "a", Flat)
+
+
+def test_another_job_of_the_same_name_is_refused(tmp_path: Path) -> None:
+    run_worker(job_in(tmp_path, 1), "a", pretend)
+    before = status(job_in(tmp_path, 1))
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"seeds": 3}, "another 'seeds' \\(2 then, 3 now\\)"),
+        ({"space": {"n_epochs": {"high": 20}}}, "another 'space' \\(n_epochs: high: 30 then, 20 now\\)"),
+        ({"fixed": {"vf_coef": 0.5}}, "another 'base' \\(vf_coef: None then, 0.5 now\\)"),
+        ({"environment": "Pendulum-v1"}, "another 'environment'"),
+    ]
+    for keys, words in cases:
+        with pytest.raises(ValueError, match=words):
+            run_worker(job_in(tmp_path, 1, **keys), "a", pretend)
+    assert status(job_in(tmp_path, 1)) == before
+    optuna.create_study(storage=f"sqlite:///{tmp_path}/other.db", study_name="tiny").add_trial(
+        optuna.create_trial(value=1.0)
+    )
+    with pytest.raises(ValueError, match="is none of ours: give the job another name"):
+        run_worker(job_in(tmp_path, storage=f"sqlite:///{tmp_path}/other.db"), "a", pretend)
+
+
+def test_there_is_no_study_yet(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no study 'tiny' in sqlite:///.*; tune run begins one"):
+        status(job_in(tmp_path))
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupted_trial_goes_on_where_it_was(kind: str, error: type[BaseException], tmp_path: Path) -> None:
+    job = job_on(kind, tmp_path, 2)
+    made: list[Pretended] = []
+
+    class Interrupted(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            made.append(self)
+            if timesteps == job.boundaries[2]:
+                raise error
+            return super().advance(timesteps)
+
+    with pytest.raises(error):
+        run_worker(job, "a", Interrupted)
+    assert all(training.stopped for training in made)
+    (trial,) = SharedStudy(job).trials()
+    assert trial.state is TrialState.WAITING
+    assert list(trial.intermediate_values) == job.boundaries[:2]
+
+    made.clear()
+
+    class GoesOn(Pretended):
+        def __init__(self, *arguments: Any):
+            super().__init__(*arguments)
+            made.append(self)
+
+    assert run_worker(job, "b", GoesOn) == 2
+    assert [training.advances for training in made[:2]] == [job.boundaries[2:]] * 2
+    assert [trial.state for trial in SharedStudy(job).trials()] == [TrialState.COMPLETE] * 2
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_a_dead_workers_trial_is_taken_up_once(kind: str, tmp_path: Path) -> None:
+    job = job_on(kind, tmp_path, 1)
+    for attempt in range(2):
+        shared = SharedStudy(job, f"dead {attempt}")
+        trial = shared.next_trial()
+        assert trial is not None
+        assert trial.number == attempt
+        if attempt == 0:
+            trial.report(1.0, job.boundaries[0])
+        frozen = next(each for each in shared.trials() if each.number == attempt)
+        assert shared.folder_of(frozen) == job.folder / "trial_00000"
+        assert frozen.params == paper_params(job.algorithm, job.environment, job.space)
+        assert list(frozen.intermediate_values) == job.boundaries[:1]
+    assert run_worker(job, "alive", pretend) == 1
+    first, second, third = SharedStudy(job).trials()
+    assert (first.state, second.state, third.state) == (TrialState.FAIL, TrialState.FAIL, TrialState.COMPLETE)
+    assert second.user_attrs[RETRY_OF] == 0
+    assert RETRY_OF not in third.user_attrs  # the paper's parameters have failed twice: others are drawn
+    assert third.user_attrs[WORKER] == "alive"
+
+
+def test_a_worker_that_dies_before_its_first_heartbeat_is_noticed_too(tmp_path: Path) -> None:
+    job = job_in(tmp_path, 1)
+    shared = SharedStudy(job, "a")
+    trial_id = shared.storage.backend.create_new_trial(shared.study._study_id)
+    assert run_worker(job, "b", pretend) == 1
+    assert shared.storage.backend.get_trial(trial_id).state is TrialState.FAIL
+
+
+@pytest.mark.parametrize("kind", STORAGES)
+def test_a_worker_that_was_too_late_gives_its_trial_up(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = job_on(kind, tmp_path, 1)
+
+    class Late(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            if timesteps == job.boundaries[1] and self.seed == 0 and not (tmp_path / "late").exists():
+                (tmp_path / "late").touch()
+                other = SharedStudy(job, "other")
+                (trial,) = other.trials()
+                other.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+                other._retry(trial)
+                time.sleep(1.5)  # until the heartbeat notices
+            return super().advance(timesteps)
+
+    assert run_worker(job, "a", Late) == 1
+    assert "was given to another worker" in capsys.readouterr().out
+    assert [trial.state for trial in SharedStudy(job).trials()] == [TrialState.FAIL, TrialState.COMPLETE]
+
+
+def test_divergence_is_named_and_every_other_error_ends_the_worker(tmp_path: Path) -> None:
+    job = job_in(tmp_path, 2)
+
+    class Diverges(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            if self.settings["learning_rate"] == 3e-4:
+                raise FloatingPointError("the loss is NaN")
+            return super().advance(timesteps)
+
+    assert run_worker(job, "a", Diverges) == 2
+    first = SharedStudy(job).trials()[0]
+    assert first.state is TrialState.PRUNED
+    assert first.user_attrs["diverged"] == "seed 0 diverged on the way to 10000 timesteps: the loss is NaN"
+    assert "1, 1 of them diverged" in describe_status(job, status(job))
+
+    for error in (ValueError("a bug"), AssertionError("a bug"), RuntimeError("a bug")):
+
+        def fails(*_: Any, error: Exception = error) -> Any:
+            raise error
+
+        with pytest.raises(type(error), match="a bug"):
+            run_worker(job_in(tmp_path, 20), "a", fails)
+        last = SharedStudy(job).trials()[-1]
+        assert last.state is TrialState.FAIL
+        assert last.user_attrs["error"] == f"{type(error).__name__}: a bug"
+
+
+def test_pruning_compares_all_seeds_at_the_same_step(tmp_path: Path) -> None:
+    job = job_in(tmp_path, 6, pruner={"name": "median", "n_startup_trials": 1, "n_warmup_steps": 0})
+    order: list[tuple[int, int]] = []
+
+    class Worse(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            order.append((timesteps, self.seed))
+            return super().advance(timesteps)
+
+        def value(self, timesteps: int) -> float:
+            return 1.0 if self.settings["learning_rate"] == 3e-4 else -1.0 + self.seed
+
+    run_worker(job, "a", Worse)
+    trials = SharedStudy(job).trials()
+    assert order[:8] == [(step, seed) for step in job.boundaries for seed in (0, 1)]
+    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    assert pruned
+    for trial in pruned:
+        assert trial.intermediate_values == {job.boundaries[0]: -0.5}  # after both seeds, not after the first
+
+
+def test_a_budget_too_small_for_an_episode_is_named(tmp_path: Path) -> None:
+    class Endless(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            return Score(float("nan"), 0, timesteps)
+
+    with pytest.raises(
+        ValueError, match="timesteps must be enough for an episode of every seed; none ended within 400"
+    ):
+        run_worker(job_in(tmp_path), "a", Endless)
+
+
+# ------------------------------------------------------------------ the best
+
+
+def test_the_best_are_trained_again_on_fresh_seeds_once(tmp_path: Path) -> None:
+    job = job_in(tmp_path, 5)
+    run_worker(job, "a", pretend)
+    made: list[tuple[int, Path]] = []
+
+    def make(job: Job, settings: Mapping[str, Any], seed: int, folder: Path) -> Pretended:
+        made.append((seed, folder))
+        return Pretended(job, settings, seed, folder)
+
+    rated = best(job, make)
+    assert [seed for seed, _ in made] == [1000, 1001] * 2
+    assert len({folder for _, folder in made}) == 4
+    assert len(rated) == 2
+    assert rated[0].interval.mean >= rated[1].interval.mean
+    assert rated[0].interval.half_width == pytest.approx(12.706 * 0.1 / 2**0.5 / 2**0.5, rel=1e-3)
+    assert best(job, make) == rated
+    assert len(made) == 4
+
+    path = export(job, rated[0], tmp_path / "tuned.yml")
+    text = path.read_text()
+    assert f"trial {rated[0].trial.number} of the study tiny" in text
+    assert str(rated[0].interval) in text
+    from sb3_ppo_variants.safe_yaml import load_yaml
+
+    assert load_yaml(path) == {"CartPole-v1": job.settings(rated[0].trial.params)}
+    with pytest.raises(ValueError, match=r"--export must name a .yml file in a folder that exists"):
+        export(job, rated[0], tmp_path / "no" / "tuned.yml")
+
+
+def test_the_best_of_nothing(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    SharedStudy(job)
+    with pytest.raises(ValueError, match="has no complete trial yet"):
+        best(job, pretend)
+
+
+# ------------------------------------------------------------------ storages
+
+
+@pytest.mark.parametrize(
+    ("storage", "message"),
+    [
+        ("nonsense:x", "storage must be journal:<file> or a URL such as"),
+        ("nosql://localhost/x", "cannot be used: Can't load plugin"),
+        ("sqlite:////proc/no/study.db", "cannot be used: .*No such file"),
+        ("journal:/proc/no/study.log", "cannot be used: .*No such file"),
+    ],
+)
+def test_a_wrong_storage_is_named(storage: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match=message):
+        SharedStudy(job_in(tmp_path, storage=storage, patience=0))
+
+
+def test_a_file_that_is_no_storage_is_named(tmp_path: Path) -> None:
+    (tmp_path / "study.db").write_text("not a database " * 100)
+    (tmp_path / "study.log").write_text("not a journal\n" * 3)
+    for storage in (f"sqlite:///{tmp_path / 'study.db'}", f"journal:{tmp_path / 'study.log'}"):
+        with pytest.raises(StorageError, match=r"storage .*study.(db|log) "):
+            SharedStudy(job_in(tmp_path, storage=storage, patience=0))
+
+
+def test_no_password_is_told(tmp_path: Path) -> None:
+    with pytest.raises(StorageError) as told:
+        SharedStudy(job_in(tmp_path, storage="nosql://me:secret@localhost/x", patience=0))
+    assert "secret" not in str(told.value)
+
+
+def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SQLITE_TIMEOUT", 0.1)
+    job = job_in(tmp_path, 2, patience=20)
+    SharedStudy(job)
+    lock = sqlite3.connect(job.folder / "study.db", isolation_level=None, check_same_thread=False)
+    lock.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(1.5, lambda: lock.execute("ROLLBACK"))
+    timer.start()
+    began = time.monotonic()
+    assert run_worker(job, "a", pretend) == 2
+    assert time.monotonic() - began > 1
+    timer.join()
+
+    lock.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match=r"did not answer for 0\.3 seconds: database is locked"):
+        SharedStudy(job_in(tmp_path, 2, patience=0.3))
+    lock.close()
+
+
+def test_a_server_that_is_away_is_asked_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sqlalchemy.exc import IntegrityError, OperationalError
+
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time.sleep", sleep)
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time.monotonic", lambda: now)
+
+    def away(until: float) -> str:
+        if now < until:
+            try:
+                raise OperationalError("SELECT 1", {}, Exception("connection refused"))
+            except OperationalError as error:
+                raise optuna.exceptions.StorageInternalError("commit") from error
+        return "answer"
+
+    assert Patience("a server", 60).call(lambda: away(20)) == "answer"
+    assert 20 <= now < 60
+    assert "a server does not answer (connection refused); asking again" in capsys.readouterr().err
+    with pytest.raises(StorageError, match="storage a server did not answer for 30 seconds: connection refused"):
+        Patience("a server", 30).call(lambda: away(1000))
+
+    def wrong() -> None:
+        raise IntegrityError("INSERT", {}, Exception("twice"))
+
+    with pytest.raises(IntegrityError):  # is no matter of patience
+        Patience("a server", 30).call(wrong)
+
+
+def test_a_folder_that_is_still_in_use_is_left_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.resume.folder.LOCK_PATIENCE", 0.1)
+    job = job_in(tmp_path, 1)
+    shared = SharedStudy(job, "suspended")
+    assert shared.next_trial() is not None
+    (trial,) = shared.trials()
+    shared.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
+    shared._retry(trial)
+    with RunFolder(shared.folder_of(trial) / "seed_1").owned():
+        assert run_worker(job, "other", pretend) == 1
+    assert (job.folder / "trial_00000_again_1" / "seed_1" / "progress.json").is_file()
+    assert not (job.folder / "trial_00000" / "seed_0").exists()
+
+
+def test_half_a_line_of_a_killed_writer_is_mended(tmp_path: Path) -> None:
+    job = job_on("journal", tmp_path, 2)
+    SharedStudy(job)
+    path = tmp_path / "study.log"
+    with path.open("ab") as file:
+        file.write(b'{"op_code":4,"worker')
+    assert run_worker(job, "a", pretend) == 2
+    assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+def test_sigterm_puts_the_trial_back(tmp_path: Path) -> None:
+    from sb3_ppo_variants.tuning import run_workers
+
+    job = job_in(tmp_path, 1)
+
+    class Terminated(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            if timesteps == job.boundaries[1]:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().advance(timesteps)
+
+    with pytest.raises(SystemExit):
+        run_workers(job, 1, "a", Terminated)
+    assert [trial.state for trial in SharedStudy(job).trials()] == [TrialState.WAITING]
+
+
+def test_options_of_samplers_and_pruners_are_checked(tmp_path: Path) -> None:
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"sampler": {"name": "tpe", "n_startup_trails": 3}}, "argument of sampler tpe, 'n_startup_trails', did you"),
+        ({"pruner": {"name": "median", "n_warmup": 3}}, "argument of pruner median, 'n_warmup', did you mean"),
+        ({"pruner": "percentile"}, "percentile must have a 'percentile'"),
+    ]
+    for keys, message in cases:
+        with pytest.raises(ValueError, match=message):
+            SharedStudy(job_in(tmp_path, **keys))
+    make: Callable[..., Job] = job_in
+    for name in ("median", "successive_halving", "hyperband", "none"):
+        SharedStudy(make(tmp_path, pruner=name, storage=f"sqlite:///{tmp_path}/{name}.db"))
