@@ -107,16 +107,17 @@ class SeedTraining:
 
     def _take_turn(self) -> None:
         """Let the thread run until it waits or ends, with the random generators of its own."""
-        before = generators()
+        device = th.device("cuda" if th.cuda.is_available() else "cpu")
+        before = generators(device)
         if self._generators is not None:
-            set_generators(self._generators)
+            set_generators(self._generators, device)
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, args=(th.get_num_threads(),), daemon=True)
             self._thread.start()
         self._turn.release()
         self._wait()
-        self._generators = generators()
-        set_generators(before)
+        self._generators = generators(device)
+        set_generators(before, device)
         if self._ended:
             self._thread.join()
         if self._error is not None:
