@@ -216,7 +216,7 @@ class SharedStudy:
                 wait(min(self.job.heartbeat.interval, 1.0))
                 continue
             if not self.trials():
-                self._enqueue_paper()
+                self.enqueue_paper()
             try:
                 trial = self._ask(evenly=draws >= PATIENT_DRAWS)
                 reason = self._reason_not_to_run(trial)
@@ -233,7 +233,11 @@ class SharedStudy:
                     f"the budget to the {counts.finished} trials that are finished"
                 )
 
-    def _enqueue_paper(self) -> None:
+    def enqueue_paper(self) -> None:
+        """Queue a trial of the paper's values, unless there is one that did not end by an error."""
+        papers = [trial for trial in self.trials() if trial.user_attrs.get(ORIGIN) == "paper"]
+        if not all("error" in trial.user_attrs or NOT_RUN in trial.user_attrs for trial in papers):
+            return
         params = paper_params(self.job.algorithm, self.job.environment, self.job.space)
         self.study.enqueue_trial(params, user_attrs={ORIGIN: "paper"})
 

@@ -180,7 +180,8 @@ def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: Mak
     :raises StorageError: as :func:`run_worker`
     :raises ValueError: as :func:`run_worker`
     """
-    SharedStudy(job)  # made once, before all want to; and what is wrong is said once
+    # Made once, before all want to; and what is wrong is said once.
+    SharedStudy(job).enqueue_paper()
     name = worker or worker_name()
     if workers == 1:
         run_worker(job, name, make)

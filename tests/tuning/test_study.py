@@ -17,7 +17,17 @@ import pytest
 from optuna.trial import TrialState
 
 from sb3_ppo_variants.resume.folder import RunFolder
-from sb3_ppo_variants.tuning import Job, SharedStudy, StorageError, best, describe_status, export, run_worker, status
+from sb3_ppo_variants.tuning import (
+    Job,
+    SharedStudy,
+    StorageError,
+    best,
+    describe_status,
+    export,
+    run_worker,
+    run_workers,
+    status,
+)
 from sb3_ppo_variants.tuning.spaces import paper_params
 from sb3_ppo_variants.tuning.storage import Patience
 from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
@@ -227,6 +237,21 @@ def test_divergence_is_named_and_every_other_error_ends_the_worker(tmp_path: Pat
         assert last.user_attrs["error"] == f"{type(error).__name__}: a bug"
 
 
+def test_the_papers_trial_is_run_again_after_an_error(tmp_path: Path) -> None:
+    job = job_in(tmp_path, 2)
+
+    def fails(*_: Any) -> Any:
+        raise RuntimeError("no display")
+
+    with pytest.raises(RuntimeError, match="no display"):
+        run_workers(job, 1, "a", fails)
+    assert run_workers(job, 1, "a", pretend) == 0
+    failed, paper, other = SharedStudy(job).trials()
+    assert failed.state is TrialState.FAIL
+    assert paper.params == failed.params
+    assert (paper.state, other.state) == (TrialState.COMPLETE, TrialState.COMPLETE)
+
+
 def test_pruning_compares_all_seeds_at_the_same_step(tmp_path: Path) -> None:
     job = job_in(tmp_path, 6, pruner={"name": "median", "n_startup_trials": 1, "n_warmup_steps": 0})
     order: list[tuple[int, int]] = []
@@ -408,8 +433,6 @@ def test_half_a_line_of_a_killed_writer_is_mended(tmp_path: Path) -> None:
 
 
 def test_sigterm_puts_the_trial_back(tmp_path: Path) -> None:
-    from sb3_ppo_variants.tuning import run_workers
-
     job = job_in(tmp_path, 1)
 
     class Terminated(Pretended):
