@@ -74,7 +74,16 @@ def test_every_block_is_python(page: Path) -> None:
     assert marks == sum(block.runnable for block in python_blocks(page))  # each mark is before a block
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if program(page)], ids=lambda page: page.name)
+# They train for long; CI runs them too.
+SLOW_PAGES = ("your-own-surrogate.md", "reinforce-to-ppo.md")
+PROGRAMS = [
+    pytest.param(page, id=page.name, marks=[pytest.mark.slow] if page.name in SLOW_PAGES else [])
+    for page in PAGES
+    if program(page)
+]
+
+
+@pytest.mark.parametrize("page", PROGRAMS)
 def test_programs_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / f"{page.stem}.py"
     path.write_text(program(page), encoding="utf-8")

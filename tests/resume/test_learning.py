@@ -500,6 +500,7 @@ def test_a_full_disk_is_survived_and_told(tmp_path: Path, monkeypatch: pytest.Mo
     assert [int(path.name[7:19]) for path in bundle_paths(tmp_path)] == [4 * ITERATION, 3 * ITERATION]
 
 
+@pytest.mark.slow
 def test_a_really_full_disk_leaves_the_bundle_before(tmp_path: Path) -> None:
     """The process may write no file beyond a size that its first bundle fits into, but not a second, larger one."""
     program = textwrap.dedent(
