@@ -15,7 +15,7 @@ from typing import Any
 import gymnasium as gym
 import pytest
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 import sb3_ppo_variants.envs  # noqa: F401  # registers the tasks
 from sb3_ppo_variants import PPOAdaptiveKLPaper, files
@@ -44,6 +44,15 @@ class Shared:
         self.resumed_at = fork.Value("i", -1)
 
 
+def make_env(folder: Path, kind: str) -> VecEnv:
+    def make(index: int) -> Any:
+        path = folder / f"{index}.monitor.csv"
+        return lambda: Monitor(gym.make(TASK), str(path), override_existing=not path.exists())
+
+    fns = [make(index) for index in range(N_ENVS)]
+    return DummyVecEnv(fns) if kind == "dummy" else SharedMemoryVecEnv(fns, n_workers=2, start_method="fork")
+
+
 def train(folder: Path, total: int, shared: Shared, kind: str) -> None:
     """The process that is killed."""
 
@@ -68,6 +77,9 @@ def train(folder: Path, total: int, shared: Shared, kind: str) -> None:
     write, replace = run_folder.atomic_write, os.replace
 
     def watched_write(path: Any, data: bytes) -> None:
+        if not path.name.startswith("bundle_"):
+            write(path, data)
+            return
         with phase(WRITING):
             write(path, data)
         shared.written.value = int(path.name[7:19])
@@ -79,12 +91,7 @@ def train(folder: Path, total: int, shared: Shared, kind: str) -> None:
     run_folder.atomic_write = watched_write
     files.os.replace = watched_replace  # type: ignore[assignment]
 
-    def make(index: int) -> Any:
-        path = folder / f"{index}.monitor.csv"
-        return lambda: Monitor(gym.make(TASK), str(path), override_existing=not path.exists())
-
-    fns = [make(index) for index in range(N_ENVS)]
-    env = DummyVecEnv(fns) if kind == "dummy" else SharedMemoryVecEnv(fns, n_workers=2, start_method="fork")
+    env = make_env(folder, kind)
     OPENED.append(env)
     model = Watched("MlpPolicy", VecNormalize(env), n_steps=N_STEPS, batch_size=32, n_epochs=4, seed=1)
     model.learn(total, run_folder=folder, resume="auto", bundle_interval=0)
