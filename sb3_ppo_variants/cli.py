@@ -17,7 +17,7 @@ import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.resume.names import BundleError
-from sb3_ppo_variants.runs import RunOptions, read_options
+from sb3_ppo_variants.runs import RunOptions, read_options, without_flags
 
 PROGRAM = "ppo-variants"
 DEFAULT_ALGO = "ppo_clip_paper"
@@ -131,20 +131,14 @@ def plot(request: Request) -> None:
     picture.parent.mkdir(parents=True, exist_ok=True)
     window = max(1, min(CURVE_WINDOW, max(episodes) // 10))
     arguments = ["--algo", DEFAULT_ALGO, "--env", DEFAULT_ENV, "-f", DEFAULT_FOLDER, "-w", str(window)]
-    zoo.plot(request.program, arguments + _without_output(request.arguments), picture)
+    # rl_zoo3's plot does not know our -o.
+    zoo.plot(request.program, arguments + without_flags([("-o", "--output")], request.arguments), picture)
     print(f"Curve: {picture} ({len(episodes)} run{'s' if len(episodes) > 1 else ''})")
 
 
 def _count_episodes(run: Path) -> int:
     """Episodes in a run's monitor files, each of which begins with two lines of header."""
     return sum(len(path.read_text().splitlines()) - 2 for path in run.glob("*monitor.csv"))
-
-
-def _without_output(arguments: list[str]) -> list[str]:
-    """The arguments without our own ``-o``, which rl_zoo3's plot does not know."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("-o", "--output")
-    return parser.parse_known_args(arguments)[1]
 
 
 # For the help of the commands that open somebody's run.

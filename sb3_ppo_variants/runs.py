@@ -77,7 +77,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         raise ValueError(f"{flag} goes with --resume; a new run's length is -n")
     if flags.until is not None:
         length = ["-n", str(flags.until)]
-        kept, rest = _without(LENGTH_FLAGS, kept) + length, rest + length
+        kept, rest = without_flags(LENGTH_FLAGS, kept) + length, rest + length
     options = RunOptions(flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, kept)
     return options, rest
 
@@ -128,7 +128,7 @@ def write_run(folder: Path, options: RunOptions, seed: int, settings: Mapping[st
     """
     arguments = list(options.kept)
     if options.folder is None:
-        arguments = [*_without(SEED_FLAG, arguments), "--seed", str(seed)]
+        arguments = [*without_flags(SEED_FLAG, arguments), "--seed", str(seed)]
     kept: dict[str, Any] | None = dict(settings)
     try:
         json.dumps(kept)
@@ -137,13 +137,13 @@ def write_run(folder: Path, options: RunOptions, seed: int, settings: Mapping[st
     content = {
         "format": FORMAT,
         "version": VERSION,
-        "arguments": arguments if kept is None else _without(SETTINGS_FLAGS, arguments),
+        "arguments": arguments if kept is None else without_flags(SETTINGS_FLAGS, arguments),
         "settings": kept,
     }
     atomic_write(folder / RUN_FILE, json.dumps(content, indent=2).encode())
 
 
-def _without(flags: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[str]:
+def without_flags(flags: Sequence[Sequence[str]], arguments: Sequence[str]) -> list[str]:
     """The arguments without some flags and their values."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for names in flags:

@@ -59,6 +59,22 @@ def test_variants_do_not_import_one_another() -> None:
         assert not others & imported_modules(PACKAGE / f"{variant}.py"), variant
 
 
+def test_what_is_not_an_algorithm_does_not_import_one() -> None:
+    """Bundles, files and readers of YAML stand below the algorithms."""
+    algorithms = {"on_policy", "ppo_clip", "ppo_kl_penalty", "ppo_unclipped", "vanilla_pg", "zoo", "tuning"}
+    below = ["files.py", "finite.py", "runs.py", "safe_yaml.py", "export_format.py", "export_files.py"]
+    paths = [
+        *(PACKAGE / name for name in below),
+        *(PACKAGE / "resume").glob("*.py"),
+        *(PACKAGE / "vec_env").glob("*.py"),
+    ]
+    assert len(paths) > 15
+    for path in paths:
+        imported = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sb3_ppo_variants.")}
+        for_types = {"on_policy"} if path.name == "state.py" else set()
+        assert not imported & (algorithms - for_types), path
+
+
 def test_only_zoo_knows_rl_zoo3() -> None:
     knowing = {path.name for path in PACKAGE.rglob("*.py") if "rl_zoo3" in top_levels(path)}
     assert knowing <= {"zoo.py"}

@@ -1,6 +1,6 @@
-"""What a resume bundle looks like on disk: a safetensors file whose metadata hold the rest as JSON, with a checksum.
+"""What a resume bundle looks like on disk: a safetensors file, of which one tensor holds the rest as JSON.
 
-Reading one runs nothing that is in it.
+Its metadata have a checksum over all of it. Reading one runs nothing that is in it.
 """
 
 from __future__ import annotations
@@ -129,13 +129,13 @@ def _children(value: Any) -> list[Any] | None:
     return list(value) if type(value) in (list, tuple) else None
 
 
-def n_values(value: Any, limit: int = MAX_VALUES) -> int | None:
-    """How many values a :data:`Tree` has, or any number above ``limit``; None for what is no such tree."""
+def n_values(value: Any) -> int | None:
+    """How many values a :data:`Tree` has, counted to just above ``MAX_VALUES``; None for what is no such tree."""
     count, waiting = 0, [value]
     while waiting:
         item = waiting.pop()
         count += 1
-        if count > limit:
+        if count > MAX_VALUES:
             return count
         children = _children(item)
         if children is None and not _is_leaf(item):

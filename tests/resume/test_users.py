@@ -21,7 +21,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecFrameStack, VecNorm
 from sb3_ppo_variants import PPOClipPaper
 from sb3_ppo_variants.resume import folder as run_folder
 from sb3_ppo_variants.resume.folder import BundleWarning
-from tests.resume.runs import ITERATION, OPENED, Interrupt, make_env, make_model, moments, progress, scramble, weights
+from tests.resume.runs import ITERATION, Interrupt, make_env, make_model, moments, progress, scramble, weights
 
 EPISODE = 8
 
@@ -156,7 +156,7 @@ def test_settings_of_a_callback_are_those_of_the_new_program(tmp_path: Path) -> 
     model = make_model().learn(4 * ITERATION, new, run_folder=tmp_path / "run", resume=True)
     assert model.num_timesteps == 4 * ITERATION
     assert new[0].best_model_save_path == str(tmp_path / "new")  # type: ignore[attr-defined]
-    assert new[0].evaluations_timesteps == [] or new[0].n_calls > 16  # type: ignore[attr-defined]
+    assert new[0].n_calls == 4 * 16  # of each iteration once, also of those before
     assert new[2].began >= began  # type: ignore[attr-defined]
 
 
@@ -266,8 +266,8 @@ def test_a_loaded_model_can_be_resumed(tmp_path: Path) -> None:
         load().learn(2 * ITERATION, Interrupt(1), run_folder=tmp_path / "b")
     scramble()
     resumed = load().learn(2 * ITERATION, run_folder=tmp_path / "b", resume=True)
-    # Without a seed its environments begin anyhow: only the position can be the same.
-    assert resumed.num_timesteps == unbroken.num_timesteps == 2 * ITERATION
+    assert th.equal(weights(resumed), weights(unbroken))
+    assert th.equal(moments(resumed), moments(unbroken))
 
 
 def test_further_learning_after_an_extension_has_schedules_again(tmp_path: Path) -> None:
@@ -334,7 +334,3 @@ def test_a_file_system_without_locks_is_told(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(run_folder.fcntl, "flock", flock)
     with pytest.warns(BundleWarning, match="cannot be locked .*Operation not supported"):
         make_model().learn(ITERATION, run_folder=tmp_path)
-
-
-def test_environments_are_closed_here() -> None:
-    assert not OPENED
