@@ -57,7 +57,11 @@ class RunFolder:
         """
         self.bundles.mkdir(parents=True, exist_ok=True)
         data = to_bytes({**state, "run": self.run_id()})
+        self._remove_older()  # one that was killed before it could remove its own leaves one more
         atomic_write(self.bundles / bundle_name(num_timesteps), data)
+        self._remove_older()
+
+    def _remove_older(self) -> None:
         for path in bundle_paths(self.path)[KEPT:]:
             with suppress(OSError):
                 path.unlink()

@@ -25,10 +25,11 @@ from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, PPOFixedKLPaper, PPOUnclippedPaper, VanillaPGPaper
+from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.resume import learning
-from sb3_ppo_variants.resume.folder import BundleWarning, RunFolder
+from sb3_ppo_variants.resume.folder import KEPT, BundleWarning, RunFolder
 from sb3_ppo_variants.resume.format import BundleError
-from sb3_ppo_variants.resume.names import bundle_paths
+from sb3_ppo_variants.resume.names import bundle_name, bundle_paths
 from tests.resume.runs import (
     ITERATION,
     N_ENVS,
@@ -399,6 +400,28 @@ def test_two_processes_do_not_share_a_folder(tmp_path: Path, monkeypatch: pytest
     with RunFolder(tmp_path).owned(), pytest.raises(BundleError, match="another process trains in it"):
         make_model().learn(ITERATION, run_folder=tmp_path)
     make_model().learn(ITERATION, run_folder=tmp_path)
+
+
+def test_bundles_do_not_pile_up_where_each_writer_is_killed_before_it_removes_the_oldest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def write_and_die(path: Path, data: bytes) -> None:
+        atomic_write(path, data)
+        if path.name.startswith("bundle_"):
+            raise Killed
+
+    for num_timesteps in range(1, 6):
+        monkeypatch.setattr("sb3_ppo_variants.resume.folder.atomic_write", write_and_die)
+        with pytest.raises(Killed):
+            RunFolder(tmp_path).write(num_timesteps, {})
+        assert bundle_paths(tmp_path)[0].name == bundle_name(num_timesteps)
+        assert len(bundle_paths(tmp_path)) <= KEPT + 1
+    monkeypatch.undo()
+    RunFolder(tmp_path).write(6, {})
+    assert [path.name for path in bundle_paths(tmp_path)] == [bundle_name(6), bundle_name(5)]
 
 
 def test_environments_that_do_not_tell_are_named(tmp_path: Path) -> None:
