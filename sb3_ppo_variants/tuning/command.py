@@ -50,6 +50,7 @@ def _parser(program: str) -> argparse.ArgumentParser:
     commands.add_parser("status", help="how many trials are in which state, and the best so far")
     best = commands.add_parser("best", help="train the best again on fresh seeds, and name the best of them")
     best.add_argument("--export", type=Path, metavar="FILE.yml", help="write its settings, in the form of zoo_configs")
+    best.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     plot = commands.add_parser("plot", help="history, importances, slices and parallel coordinates")
     plot.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="(default: plots, in the study's folder)")
     for command in commands.choices.values():
@@ -60,10 +61,14 @@ def _parser(program: str) -> argparse.ArgumentParser:
 def _run(job: Job, flags: argparse.Namespace) -> int:
     from sb3_ppo_variants.tuning import describe_status, run_workers, status
 
-    require("--workers", flags.workers, "an integer >= 1", lambda value: value >= 1, integer=True)
+    _require_workers(flags)
     code = run_workers(job, flags.workers, flags.worker_name)
     print(describe_status(job, status(job)))
     return code
+
+
+def _require_workers(flags: argparse.Namespace) -> None:
+    require("--workers", flags.workers, "an integer >= 1", lambda value: value >= 1, integer=True)
 
 
 def _status(job: Job, _flags: argparse.Namespace) -> int:
@@ -76,7 +81,8 @@ def _status(job: Job, _flags: argparse.Namespace) -> int:
 def _best(job: Job, flags: argparse.Namespace) -> int:
     from sb3_ppo_variants.tuning import best, describe_best, export
 
-    rated = best(job)
+    _require_workers(flags)
+    rated = best(job, flags.workers)
     print(describe_best(job, rated))
     if flags.export is not None:
         print(f"Config: {export(job, rated[0], flags.export)}")

@@ -15,10 +15,12 @@ from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.objective import MakeTraining, make_training
-from sb3_ppo_variants.tuning.study import NOT_RUN, ORIGIN, Counts, SharedStudy
+from sb3_ppo_variants.tuning.processes import Signals, in_processes
+from sb3_ppo_variants.tuning.study import FINISHED, NOT_RUN, ORIGIN, Counts, SharedStudy
+from sb3_ppo_variants.tuning.training import remove_bundles
 
-RERUN = "rerun_"
-"""user attributes of the study: the scores of a trial's fresh seeds, by the trial's number"""
+DIVERGED = "diverged"
+"""in place of the score of a fresh seed"""
 
 # Student's t, two-sided 95 %, by degrees of freedom from 1 on; beyond, the normal distribution's.
 _T95 = (
@@ -38,7 +40,17 @@ class Interval(NamedTuple):
     n: int
     """number of values"""
 
+    @property
+    def low(self) -> float:
+        return self.mean - self.half_width
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half_width
+
     def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return f"diverged ({self.n} seeds)"
         if math.isnan(self.half_width):
             return f"{self.mean:.4g} ({self.n} seed{'s' if self.n > 1 else ''})"
         return f"{self.mean:.4g} ± {self.half_width:.4g} (95 %, {self.n} seeds)"
@@ -47,9 +59,11 @@ class Interval(NamedTuple):
 def interval_of(values: Sequence[float]) -> Interval:
     """The mean of values, and how well it is known.
 
-    :param values: at least one
+    :param values: at least one; where one is NaN, so is the mean
     """
     n = len(values)
+    if any(map(math.isnan, values)):  # on which statistics.stdev fails
+        return Interval(math.nan, math.nan, n)
     if n < 2:
         return Interval(values[0], math.nan, n)
     t = _T95[n - 2] if n - 2 < len(_T95) else _NORMAL95
@@ -69,11 +83,6 @@ class Status(NamedTuple):
     """the best so far; None: no trial is complete"""
 
 
-def complete_trials(shared: SharedStudy) -> list[FrozenTrial]:
-    """The complete trials, the best first."""
-    return sorted(shared.trials([TrialState.COMPLETE]), key=lambda trial: (-(trial.value or 0.0), trial.number))
-
-
 def status(job: Job) -> Status:
     """How far a job's study is.
 
@@ -82,7 +91,7 @@ def status(job: Job) -> Status:
     """
     shared = SharedStudy(job, create=False)
     trials = shared.trials()
-    complete = complete_trials(shared)
+    complete = shared.ranked()
     return Status(
         shared.counts(),
         sum(NOT_RUN in trial.user_attrs for trial in trials),
@@ -126,57 +135,123 @@ class Rated(NamedTuple):
 
     trial: FrozenTrial
     scores: list[float]
+    """one per seed, in the order of the job's ``fresh_seeds``; NaN: it diverged"""
 
     @property
     def interval(self) -> Interval:
+        """NaN if a seed diverged."""
         return interval_of(self.scores)
 
+    @property
+    def is_paper(self) -> bool:
+        """Whether its parameters are the paper's values."""
+        return self.trial.user_attrs.get(ORIGIN) == "paper"
 
-def best(job: Job, make: MakeTraining = make_training) -> list[Rated]:
-    """Train the study's best trials again, on seeds that chose nothing, and rank them by that.
+
+def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list[Rated]:
+    """Train the study's best trials again, and the paper's values, on seeds that chose nothing; rank them by that.
 
     The score by which a trial was the best of many flatters it; the new one does not. What has been trained again is
     kept in the study, and not done twice; a call that is interrupted goes on where it was.
 
-    :param make: makes the training of one seed
-    :return: the best trials of the job's ``rerun``, the best first
+    :param workers: number of processes on this machine; 1: this one
+    :param make: makes the training of one seed; where there are several workers, a function of a module
+    :return: the best trials of the job's ``rerun`` and, where it is not among them, the one of the paper's values; the
+        best first, those that diverged last
     :raises StorageError: if the storage cannot be used
     :raises ValueError: if there is no such study, or no complete trial in it
+    :raises RuntimeError: if a worker does not end well; its own words are on standard error
     """
     shared = SharedStudy(job, create=False)
-    chosen = complete_trials(shared)[: job.rerun.best]
+    chosen = shared.ranked()[: job.rerun.best]
     if not chosen:
         raise ValueError(f"the study {job.name!r} has no complete trial yet: tune run goes on with it")
-    rated = [Rated(trial, _rerun(shared, trial, make)) for trial in chosen]
-    return sorted(rated, key=lambda each: (-each.interval.mean, each.trial.number))
+    papers = [trial for trial in shared.trials(FINISHED) if trial.user_attrs.get(ORIGIN) == "paper"]
+    if papers and papers[-1].number not in {trial.number for trial in chosen}:
+        chosen.append(papers[-1])
+    known = shared.study.user_attrs
+    missing = [
+        (trial.number, seed)
+        for seed in job.fresh_seeds
+        for trial in chosen
+        if _rerun_key(trial.number, seed) not in known
+    ]
+    if workers == 1 or not missing:
+        rerun(job, missing, make)
+    else:
+        # One after another: each worker gets trainings of all trials, which differ in how long they take.
+        shares = [(job, missing[index::workers], make) for index in range(min(workers, len(missing)))]
+        if in_processes(job.name, rerun, shares):
+            raise RuntimeError("a worker of the re-run did not end well; what it has not done, the next tune best does")
+    known = shared.study.user_attrs
+    rated = [
+        Rated(trial, [_score(known[_rerun_key(trial.number, seed)]) for seed in job.fresh_seeds]) for trial in chosen
+    ]
+    return sorted(rated, key=lambda each: (math.isnan(each.interval.mean), -each.interval.mean, each.trial.number))
 
 
-def _rerun(shared: SharedStudy, trial: FrozenTrial, make: MakeTraining) -> list[float]:
-    """The scores of a trial's settings with each of the fresh seeds."""
-    job, key = shared.job, f"{RERUN}{trial.number}"
-    known: dict[str, float] = dict(shared.study.user_attrs.get(key, {}))
-    for seed in job.fresh_seeds:
-        if str(seed) in known:
-            continue
-        folder = job.folder / "rerun" / f"trial_{trial.number:05d}" / f"seed_{seed}"
-        training = make(job, job.settings(trial.params), seed, folder)
-        try:
-            known[str(seed)] = training.advance(job.budget.timesteps).mean
-        finally:
-            training.stop()
-        shared.study.set_user_attr(key, known)
-        print(f"[{job.name}] trial {trial.number}, seed {seed}: {known[str(seed)]:.4g}", flush=True)
-    return [known[str(seed)] for seed in job.fresh_seeds]
+def _rerun_key(number: int, seed: int) -> str:
+    """Of a user attribute of the study: the score of a trial's fresh seed; "diverged" if it did."""
+    return f"rerun_{number}_{seed}"
+
+
+def _score(kept: float | str) -> float:
+    return math.nan if isinstance(kept, str) else kept
+
+
+def rerun(job: Job, pairs: Sequence[tuple[int, int]], make: MakeTraining = make_training) -> None:
+    """Train trials of a study again, and keep their scores in the study.
+
+    :param pairs: number of the trial, seed
+    :param make: makes the training of one seed
+    :raises StorageError: if the storage cannot be used
+    """
+    shared = SharedStudy(job, create=False)
+    params = {trial.number: trial.params for trial in shared.trials()}
+    with Signals() as signals:
+        for number, seed in pairs:
+            folder = job.folder / "rerun" / f"trial_{number:05d}" / f"seed_{seed}"
+            training = make(job, job.settings(params[number]), seed, folder)
+            score: float | str
+            try:
+                with signals.heard():
+                    score = training.advance(job.budget.timesteps).mean
+            except FloatingPointError:
+                score = DIVERGED
+            finally:
+                training.stop()
+            shared.study.set_user_attr(_rerun_key(number, seed), score)
+            remove_bundles(folder)
+            print(f"[{job.name}] trial {number}, seed {seed}: {_number(score)}", flush=True)
+
+
+def _number(score: float | str) -> str:
+    return score if isinstance(score, str) else f"{score:.4g}"
 
 
 def describe_best(job: Job, rated: Sequence[Rated]) -> str:
-    """The best trials as text."""
-    lines = [f"{job.name}: the best {len(rated)} trials, again on {job.rerun.seeds} fresh seeds"]
+    """The best trials as text, beside the paper's values."""
+    lines = [f"{job.name}: the best trials, and the paper's values, again on {job.rerun.seeds} fresh seeds"]
     for each in rated:
-        lines.append(f"  trial {each.trial.number}: {each.interval}; in the study {each.trial.value:.4g}")
+        pruned = each.trial.state is not TrialState.COMPLETE
+        found = "pruned in the study" if pruned else f"in the study {each.trial.value:.4g}"
+        lines.append(f"  trial {each.trial.number}: {each.interval}; {found}{_origin(each.trial)}")
     first = rated[0]
     lines.append(f"best: trial {first.trial.number}, {first.interval}{_origin(first.trial)}")
-    return "\n".join([*lines, *(f"  {name}: {value}" for name, value in first.trial.params.items())])
+    lines += [f"  {name}: {value}" for name, value in first.trial.params.items()]
+    paper = next((each for each in rated if each.is_paper), None)
+    if paper is not None and paper is not first:
+        apart = first.interval.low > paper.interval.high
+        lines.append(
+            f"the 95 % intervals of the best and of the paper's values {'do not overlap' if apart else 'overlap'}"
+        )
+    return "\n".join(lines)
+
+
+def _in_the_study(job: Job, trial: FrozenTrial) -> str:
+    if trial.state is not TrialState.COMPLETE:
+        return "It was pruned in the study."
+    return f"In the study, by which it was chosen, on {job.seeds} seeds: {trial.value:.4g}."
 
 
 def export(job: Job, rated: Rated, path: str | Path) -> Path:
@@ -199,7 +274,7 @@ def export(job: Job, rated: Rated, path: str | Path) -> Path:
         "",
         f"Mean raw return of the last {job.objective.episodes} episodes of {job.budget.timesteps} timesteps, on fresh "
         f"seeds {job.fresh_seeds[0]} to {job.fresh_seeds[-1]}:",
-        f"{rated.interval}. In the study, on {job.seeds} seeds of which it was the choice: {trial.value:.4g}.",
+        f"{rated.interval}. {_in_the_study(job, trial)}",
         f"sb3-ppo-variants {sb3_ppo_variants.__version__}. To train with it:",
         f"ppo-variants train --algo {job.algorithm} --env {job.environment} --conf-file {file.name}",
     ]

@@ -184,6 +184,10 @@ class SharedStudy:
         """The trials, as they are now."""
         return self.study.get_trials(deepcopy=False, states=None if states is None else tuple(states))
 
+    def ranked(self) -> list[FrozenTrial]:
+        """The complete trials, the best first."""
+        return sorted(self.trials([TrialState.COMPLETE]), key=lambda trial: (-(trial.value or 0.0), trial.number))
+
     def counts(self) -> Counts:
         """How many trials are in which state."""
         states = [trial.state for trial in self.trials()]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,9 +20,12 @@ import torch as th
 from stable_baselines3.common.callbacks import BaseCallback
 
 from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.resume.names import BUNDLES
 from sb3_ppo_variants.resume.state import generators, set_generators
 
 SCORES = "scores.json"
+POLICY = ("model.zip", "vecnormalize.pkl")
+"""what is kept of a training that has come to its end, in SB3's form; the second where the environment is normalised"""
 WAKE_INTERVAL = 0.5
 """seconds within which a signal is noticed"""
 
@@ -156,6 +160,7 @@ class SeedTraining:
                     resume="auto",
                     bundle_interval=self._interval,
                 )
+                save_policy(self._model, self.folder)
             finally:
                 with suppress(EOFError):
                     self._model.env.close()
@@ -192,6 +197,26 @@ class _TakesTurns(BaseCallback):
     def _on_step(self) -> bool:
         self._training.go_on()
         return True
+
+
+def save_policy(model: Any, folder: Path) -> None:
+    """Save a model, and the statistics of its VecNormalize if there is one, as SB3 does."""
+    model_file, normalizer_file = POLICY
+    model.save(folder / model_file)
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is not None:
+        normalizer.save(folder / normalizer_file)
+
+
+def remove_policy(folder: Path) -> None:
+    """Remove what :func:`save_policy` has saved, if anything."""
+    for name in POLICY:
+        (folder / name).unlink(missing_ok=True)
+
+
+def remove_bundles(folder: Path) -> None:
+    """Remove the resume bundles of a training, if there are any: it has ended."""
+    shutil.rmtree(folder / BUNDLES, ignore_errors=True)
 
 
 def _read_scores(path: Path) -> dict[int, Score]:

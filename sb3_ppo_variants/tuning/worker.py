@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import optuna
@@ -22,17 +18,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.resume.format import BundleError
-from sb3_ppo_variants.resume.learning import TERMINATED
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.objective import LostTrialError, MakeTraining, evaluate, make_training
+from sb3_ppo_variants.tuning.processes import Signals, in_processes
 from sb3_ppo_variants.tuning.storage import StorageError
 from sb3_ppo_variants.tuning.study import RETRY_OF, SharedStudy
-from sb3_ppo_variants.tuning.training import Training
-
-FAILED = 1
-"""exit code of a worker that ended by an error"""
-SECONDS_TO_HEAR = 2.0
-"""for which workers may notice a Ctrl-C by themselves"""
+from sb3_ppo_variants.tuning.training import Training, remove_bundles, remove_policy
 
 
 def worker_name() -> str:
@@ -54,7 +45,7 @@ def run_worker(job: Job, worker: str | None = None, make: MakeTraining = make_tr
     """
     shared = SharedStudy(job, worker or worker_name())
     finished = 0
-    with _Signals() as signals:
+    with Signals() as signals:
 
         def wait(seconds: float) -> None:
             with signals.heard():
@@ -65,7 +56,7 @@ def run_worker(job: Job, worker: str | None = None, make: MakeTraining = make_tr
     return finished
 
 
-def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, signals: _Signals) -> bool:
+def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, signals: Signals) -> bool:
     """Run one trial to its end, whatever that is.
 
     :param signals: heard while it trains
@@ -107,9 +98,24 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
         shared.finish(trial, TrialState.FAIL)
         raise
     _stop(trainings)
-    counts = shared.finish(trial, state, value)
+    counts = _finish(shared, trial, folder, state, value)
     _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
     return counts
+
+
+def _finish(shared: SharedStudy, trial: optuna.Trial, folder: Path, state: TrialState, value: float | None) -> bool:
+    """End a trial, and remove what no one needs any more: its bundles, and the policies of all but the best trials.
+
+    :return: False if it is another worker's by now
+    """
+    if not shared.finish(trial, state, value):
+        return False
+    job = shared.job
+    for seed in job.training_seeds:
+        remove_bundles(folder / f"seed_{seed}")
+        for worse in shared.ranked()[job.rerun.best :]:
+            remove_policy(shared.folder_of(worse) / f"seed_{seed}")
+    return True
 
 
 def _folder_for(shared: SharedStudy, trial: FrozenTrial) -> Path:
@@ -186,110 +192,4 @@ def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: Mak
     if workers == 1:
         run_worker(job, name, make)
         return 0
-    context = multiprocessing.get_context("spawn")
-    processes = [
-        context.Process(target=_work, args=(job, f"{name}-{index}", make), name=f"worker {index}")
-        for index in range(workers)
-    ]
-    try:
-        with _Signals() as signals, signals.heard():
-            for process in processes:
-                process.start()
-            for process in processes:
-                process.join()
-    except (KeyboardInterrupt, SystemExit):
-        _end(processes)
-        raise
-    failed = [process for process in processes if process.exitcode]
-    for process in failed:
-        code = process.exitcode or 0
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        print(f"[{job.name}] {process.name} {how}", file=sys.stderr)
-    return (failed[0].exitcode or FAILED) if failed else 0
-
-
-def _end(processes: Sequence[Any]) -> None:
-    """Have workers put back their trials, and wait for them."""
-    started = [process for process in processes if process.pid is not None]
-    with _undisturbed():
-        for process in started:  # Ctrl-C in a terminal has reached them, a signal to this process alone has not
-            process.join(SECONDS_TO_HEAR)
-            process.terminate()
-        for process in started:
-            process.join()
-
-
-def _work(job: Job, worker: str, make: MakeTraining) -> None:
-    """A worker in a process of its own."""
-    import torch as th
-
-    th.set_num_threads(1)  # networks this small lose by more, and the workers share the cores
-    try:
-        run_worker(job, worker, make)
-    except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
-    except StorageError as error:
-        print(f"[{job.name}] {error}", file=sys.stderr)
-        sys.exit(FAILED)
-
-
-class _Signals:
-    """Ctrl-C and SIGTERM, which are heard only where a trial can be put back, and kept until then.
-
-    In a thread other than the main one, which gets none, nothing changes.
-    """
-
-    def __init__(self) -> None:
-        self._kept: BaseException | None = None
-        self._are_heard = self._raised = False
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._before[number] = signal.signal(number, self._hear)
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        if kind is None and self._kept is not None:
-            raise self._kept
-
-    def _hear(self, number: int, _frame: FrameType | None) -> None:
-        if self._raised:  # what it asks for is under way
-            return
-        again = self._kept is not None
-        self._kept = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(TERMINATED)
-        if self._are_heard or again:  # one who asks twice does not want to wait for a storage that is away
-            self._raise()
-
-    def _raise(self) -> None:
-        error, self._kept, self._raised = self._kept, None, True
-        assert error is not None
-        raise error
-
-    @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Let them end what runs inside, by an exception."""
-        self._are_heard = True
-        try:
-            if self._kept is not None:
-                self._raise()
-            yield
-        finally:
-            self._are_heard = False
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Ignore Ctrl-C and SIGTERM: what they ask for is under way."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return in_processes(job.name, run_worker, [(job, f"{name}-{index}", make) for index in range(workers)])

@@ -35,7 +35,7 @@ rerun: {{best: 2, seeds: 2}}
 def job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("sb3_ppo_variants.tuning.worker.run_worker.__defaults__", (None, pretend))
     monkeypatch.setattr("sb3_ppo_variants.tuning.worker.run_workers.__defaults__", (1, None, pretend))
-    monkeypatch.setattr("sb3_ppo_variants.tuning.results.best.__defaults__", (pretend,))
+    monkeypatch.setattr("sb3_ppo_variants.tuning.results.best.__defaults__", (1, pretend))
     path = tmp_path / "job.yml"
     path.write_text(JOB.format(folder=tmp_path / "study"))
     return path

@@ -17,11 +17,13 @@ import pytest
 from optuna.trial import TrialState
 
 from sb3_ppo_variants.resume.folder import RunFolder
+from sb3_ppo_variants.resume.names import BUNDLES
 from sb3_ppo_variants.tuning import (
     Job,
     SharedStudy,
     StorageError,
     best,
+    describe_best,
     describe_status,
     export,
     run_worker,
@@ -31,7 +33,7 @@ from sb3_ppo_variants.tuning import (
 from sb3_ppo_variants.tuning.spaces import paper_params
 from sb3_ppo_variants.tuning.storage import Patience
 from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
-from sb3_ppo_variants.tuning.training import Score
+from sb3_ppo_variants.tuning.training import POLICY, Score
 from tests.tuning.studies import Pretended, job_in, pretend
 
 STORAGES = ("sqlite", "journal")
@@ -296,14 +298,18 @@ def test_the_best_are_trained_again_on_fresh_seeds_once(tmp_path: Path) -> None:
         made.append((seed, folder))
         return Pretended(job, settings, seed, folder)
 
-    rated = best(job, make)
-    assert [seed for seed, _ in made] == [1000, 1001] * 2
-    assert len({folder for _, folder in made}) == 4
-    assert len(rated) == 2
-    assert rated[0].interval.mean >= rated[1].interval.mean
+    rated = best(job, make=make)
+    assert [seed for seed, _ in made] == [1000] * 3 + [1001] * 3
+    assert len({folder for _, folder in made}) == 6
+    assert len({each.trial.number for each in rated}) == 3  # the best two, and the paper's
+    assert [each.is_paper for each in rated].count(True) == 1
+    assert rated[0].interval.mean >= rated[1].interval.mean >= rated[2].interval.mean
     assert rated[0].interval.half_width == pytest.approx(12.706 * 0.1 / 2**0.5 / 2**0.5, rel=1e-3)
-    assert best(job, make) == rated
-    assert len(made) == 4
+    assert best(job, make=make) == rated
+    assert len(made) == 6
+    words = describe_best(job, rated)
+    assert f"best: trial {rated[0].trial.number}, {rated[0].interval}" in words
+    assert "the 95 % intervals of the best and of the paper's values overlap" in words
 
     path = export(job, rated[0], tmp_path / "tuned.yml")
     text = path.read_text()
@@ -316,11 +322,61 @@ def test_the_best_are_trained_again_on_fresh_seeds_once(tmp_path: Path) -> None:
         export(job, rated[0], tmp_path / "no" / "tuned.yml")
 
 
+def test_a_seed_that_diverges_ranks_its_trial_last_and_the_papers_values_are_there_though_pruned(
+    tmp_path: Path,
+) -> None:
+    class Study(Pretended):
+        def value(self, timesteps: int) -> float:
+            return -9.0 if self.settings["learning_rate"] == 3e-4 else self.settings["vf_coef"]
+
+    space = {"vf_coef": {"type": "float", "low": 0, "high": 1}}
+    pruner = {"name": "median", "n_startup_trials": 1, "n_warmup_steps": 0}
+    job = job_in(tmp_path, 3, space=space, pruner=pruner)
+    shared = SharedStudy(job)
+    shared.study.enqueue_trial({"vf_coef": 0.5, "learning_rate": 1e-3})
+    shared.study.enqueue_trial({"vf_coef": 0.7, "learning_rate": 1e-3})
+    shared.enqueue_paper()
+    run_worker(job, "a", Study)
+    assert [trial.state for trial in shared.trials()] == [TrialState.COMPLETE] * 2 + [TrialState.PRUNED]
+
+    class Again(Study):
+        def advance(self, timesteps: int) -> Score:
+            if self.settings["vf_coef"] == 0.7 and self.seed == 1001:
+                raise FloatingPointError("the loss is NaN")
+            return super().advance(timesteps)
+
+    rated = best(job, make=Again)
+    assert [each.trial.number for each in rated] == [0, 2, 1]
+    words = describe_best(job, rated)
+    assert "trial 1: diverged (2 seeds); in the study 0.7" in words
+    assert "trial 2: -9 ± 0 (95 %, 2 seeds); pruned in the study (the paper's values)" in words
+    assert "do not overlap" in words
+    path = export(job, rated[1], tmp_path / "paper.yml")
+    assert "It was pruned in the study." in path.read_text()
+
+
+def test_policies_of_the_best_are_kept_and_bundles_of_trials_that_ended_are_not(tmp_path: Path) -> None:
+    class Saves(Pretended):
+        def advance(self, timesteps: int) -> Score:
+            (self.folder / BUNDLES).mkdir(parents=True, exist_ok=True)
+            if timesteps == self.job.budget.timesteps:
+                (self.folder / POLICY[0]).touch()
+            return super().advance(timesteps)
+
+    job = job_in(tmp_path, 6)
+    run_worker(job, "a", Saves)
+    ranked = SharedStudy(job).ranked()
+    with_policy = {path.parent.parent.name for path in job.folder.glob(f"trial_*/*/{POLICY[0]}")}
+    assert with_policy == {f"trial_{trial.number:05d}" for trial in ranked[: job.rerun.best]}
+    assert not list(job.folder.rglob(BUNDLES))
+    assert len(list(job.folder.glob("trial_*/*/progress.json"))) == 12  # the logs of all
+
+
 def test_the_best_of_nothing(tmp_path: Path) -> None:
     job = job_in(tmp_path)
     SharedStudy(job)
     with pytest.raises(ValueError, match="has no complete trial yet"):
-        best(job, pretend)
+        best(job, make=pretend)
 
 
 # ------------------------------------------------------------------ storages

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_ppo_variants.tuning import SharedStudy, best, export, load_job, run_worker
-from sb3_ppo_variants.tuning.objective import make_training
-from sb3_ppo_variants.tuning.training import SCORES, SeedTraining
+from sb3_ppo_variants.tuning.training import SCORES, SeedTraining, save_policy
 from sb3_ppo_variants.zoo import make_model
 from tests.tuning.studies import job_in
 
@@ -69,6 +69,8 @@ def test_gamma_goes_to_the_agent_and_to_vec_normalize(tmp_path: Path) -> None:
     model = make_model("ppo_clip_paper", "CartPole-v1", SETTINGS, tmp_path, 0, "cpu")
     assert model.gamma == 0.97
     assert model.get_vec_normalize_env().gamma == 0.97
+    save_policy(model, tmp_path)
+    assert VecNormalize.load(str(tmp_path / "vecnormalize.pkl"), model.env.venv).gamma == 0.97
     model.env.close()
 
 
@@ -145,12 +147,12 @@ def test_a_real_study_and_its_export_trains_as_it_is(tmp_path: Path) -> None:
 
     trained = PPOClipPaper.load(tmp_path / "logs" / job.algorithm / "CartPole-v1_1" / "CartPole-v1.zip", device="cpu")
     assert trained.num_timesteps == 512
-    # The same settings and the same seed are the same training: that of the re-run.
-    again = make_training(job, job.settings(rated.trial.params), 1000, tmp_path / "again")
-    again.advance(512)
-    assert again._model is not None  # type: ignore[attr-defined]
+    # The same settings and the same seed are the same training: that of the re-run, whose policies are kept.
+    folder = job.folder / "rerun" / f"trial_{rated.trial.number:05d}" / "seed_1000"
+    kept = PPOClipPaper.load(folder / "model.zip", device="cpu")
+    assert not (folder / "bundles").exists()
     for name, value in trained.policy.state_dict().items():
-        assert th.equal(value, again._model.policy.state_dict()[name]), name  # type: ignore[attr-defined]
+        assert th.equal(value, kept.policy.state_dict()[name]), name
 
 
 def test_the_jobs_that_ship_make_models(tmp_path: Path) -> None:
