@@ -197,7 +197,7 @@ def read_job(content: Any, folder: Path | None = None) -> Job:
         algorithm=algorithm,
         environment=environment,
         base=base,
-        space=read_space(algorithm, environment, base, fixed, overrides),
+        space=read_space(algorithm, environment, base, fixed, overrides, _truth("whole_space", job)),
         budget=budget,
         seeds=_count("seeds", job.get("seeds", 3)),
         sampler=Choice(sampler["name"], sampler_options),
@@ -232,6 +232,7 @@ KEYS = frozenset(
         "seeds",
         "space",
         "storage",
+        "whole_space",
     }
 )
 
@@ -310,6 +311,11 @@ def _storage(value: Any) -> str | None:
 def _count(name: str, value: Any) -> int:
     require(name, value, "an integer >= 1", lambda number: number >= 1, integer=True)
     return value
+
+
+def _truth(name: str, job: Mapping[str, Any]) -> bool:
+    require_choice(name, job.get(name, True), (True, False))
+    return bool(job.get(name, True))
 
 
 def _seconds(name: str, value: Any) -> float:

@@ -261,20 +261,23 @@ def read_space(
     base: Mapping[str, Any],
     fixed: Mapping[str, Any],
     overrides: Mapping[str, Any],
+    whole: bool = True,
 ) -> Space:
     """The space of a study: the variant's, without what is fixed, and with what the job says otherwise.
 
     :param fixed: settings that no parameter may change
     :param overrides: name → ``{type, low, high, log, choices, when}``, or null, which leaves the parameter out
+    :param whole: whether parameters of the variant's space which the job does not name are in it too
     :return: the parameters, each after those that it depends on
     :raises ValueError: for unknown names, a range that is none, or values that the algorithm does not take
     """
     require_choice("algorithm", algorithm, list(ALGORITHMS))
-    space = {
+    defaults = {
         parameter.name: parameter
         for parameter in default_space(algorithm, environment, base)
         if not _settings_made_by(parameter.name) & set(fixed)
     }
+    space = dict(defaults) if whole else {}
     allowed = {*_constructor_parameters(algorithm), *COMPOSED, "n_envs"} - NOT_VARIED
     check_names("parameter of the space", overrides, allowed)
     for name, override in overrides.items():
@@ -286,7 +289,7 @@ def read_space(
                 if other == name or other not in overrides:
                     space.pop(other, None)
         else:
-            space[name] = _read_parameter(name, override, space.get(name))
+            space[name] = _read_parameter(name, override, defaults.get(name))
     ordered = _ordered(space)
     _check_values(algorithm, environment, base, ordered)
     _check_rollouts(algorithm, base, space)
