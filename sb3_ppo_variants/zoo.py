@@ -500,15 +500,34 @@ def read_literal(text: str, name: str = "a value") -> Any:
     return text if isinstance(value, type) else value  # the name of a class is a word too
 
 
-def _without_clip_range(algorithm: type, function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A sampler or converter of rl_zoo3's PPO; where clipping is off by default, the search leaves it off."""
-    if inspect.signature(algorithm).parameters["clip_range"].default is not None:
-        return function
+def _search_of(name: str) -> tuple[Callable[..., dict[str, Any]], Callable[..., dict[str, Any]]]:
+    """What rl_zoo3's search samples for an algorithm, and how it reads a trial of it.
 
-    def unclipped(*args: Any) -> dict[str, Any]:
-        return {name: value for name, value in function(*args).items() if name != "clip_range"}
+    That is rl_zoo3's space for PPO, without ε where clipping is off by default, and what is the variant's own.
+    """
+    from rl_zoo3 import hyperparams_opt
 
-    return unclipped
+    from sb3_ppo_variants.tuning.spaces import OF_VARIANT, suggest
+
+    sample_ppo, read_ppo = (
+        table["ppo"] for table in (hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER)
+    )
+    algorithm = getattr(sb3_ppo_variants, ALGORITHMS[name])
+    left_out = set()
+    if inspect.signature(algorithm).parameters["clip_range"].default is None:
+        left_out = {"clip_range"}
+    own = tuple(parameter for parameter in OF_VARIANT[name] if parameter.name != "clip_range")
+
+    def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: value for key, value in settings.items() if key not in left_out}
+
+    def sample(trial: Any, *arguments: Any) -> dict[str, Any]:
+        return {**fitting(sample_ppo(trial, *arguments)), **suggest(own, trial)}
+
+    def read(params: Mapping[str, Any]) -> dict[str, Any]:
+        return fitting(read_ppo(params))
+
+    return sample, read
 
 
 def register() -> None:
@@ -520,10 +539,9 @@ def register() -> None:
     from rl_zoo3 import hyperparams_opt
 
     for name, class_name in ALGORITHMS.items():
-        algorithm = getattr(sb3_ppo_variants, class_name)
-        rl_zoo3.ALGOS[name] = algorithm
-        for table in (hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER):
-            table[name] = _without_clip_range(algorithm, table["ppo"])
+        rl_zoo3.ALGOS[name] = getattr(sb3_ppo_variants, class_name)
+        sample, read = _search_of(name)
+        hyperparams_opt.HYPERPARAMS_SAMPLER[name], hyperparams_opt.HYPERPARAMS_CONVERTER[name] = sample, read
     manager = type("OurExperimentManager", (_OurExperiments, rl_zoo3.exp_manager.ExperimentManager), {})
     # Each script has its own reference to what it imported by name.
     for script in (rl_zoo3.train, rl_zoo3.enjoy):

@@ -23,6 +23,7 @@ from torch import nn
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, zoo
 from sb3_ppo_variants.envs import TASKS
+from sb3_ppo_variants.tuning.spaces import OF_VARIANT
 from sb3_ppo_variants.vec_env import SharedMemoryVecEnv, WorkerLostWarning
 
 Factory = Callable[..., Any]
@@ -473,6 +474,7 @@ def test_what_a_search_samples_fits_the_constructor(algo: str) -> None:
     zoo.read_hyperparams(algorithm, {**NEEDED, **sampled})
     assert HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
     assert ("clip_range" in sampled) == (algorithm is PPOClipPaper)
+    assert {parameter.name for parameter in OF_VARIANT[algo]} <= set(sampled)
 
 
 def test_trial_0_can_be_loaded(make_manager: Factory, tmp_path: Path) -> None:

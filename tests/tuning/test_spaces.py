@@ -154,6 +154,13 @@ def test_a_job_changes_a_space() -> None:
     assert paper_params("ppo_clip_paper", "Pendulum-v1", job.space)["n_epochs"] == 5
 
 
+def test_a_space_may_be_what_the_job_names_and_nothing_else() -> None:
+    job = job_of(space={"clip_range": {}, "learning_rate": {"low": 1e-4}}, whole_space=False)
+    assert {parameter.name: parameter.low for parameter in job.space} == {"clip_range": 0.05, "learning_rate": 1e-4}
+    with pytest.raises(ValueError, match="whole_space must be one of True, False; got 'no'"):
+        job_of(whole_space="no")
+
+
 @pytest.mark.parametrize(
     ("space", "message"),
     [
