@@ -521,8 +521,20 @@ def _search_of(name: str) -> tuple[Callable[..., dict[str, Any]], Callable[..., 
     def fitting(settings: Mapping[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in settings.items() if key not in left_out}
 
+    class Fitting:
+        """A trial that is not asked for what is left out."""
+
+        def __init__(self, trial: Any):
+            self._trial = trial
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._trial, name)
+
+        def suggest_categorical(self, name: str, choices: Any) -> Any:
+            return choices[0] if name in left_out else self._trial.suggest_categorical(name, choices)
+
     def sample(trial: Any, *arguments: Any) -> dict[str, Any]:
-        return {**fitting(sample_ppo(trial, *arguments)), **suggest(own, trial)}
+        return {**fitting(sample_ppo(Fitting(trial), *arguments)), **suggest(own, trial)}
 
     def read(params: Mapping[str, Any]) -> dict[str, Any]:
         return fitting(read_ppo(params))

@@ -474,6 +474,7 @@ def test_what_a_search_samples_fits_the_constructor(algo: str) -> None:
     zoo.read_hyperparams(algorithm, {**NEEDED, **sampled})
     assert HYPERPARAMS_CONVERTER[algo](trial.params) == sampled
     assert ("clip_range" in sampled) == (algorithm is PPOClipPaper)
+    assert ("clip_range" in trial.params) == (algorithm is PPOClipPaper)
     assert {parameter.name for parameter in OF_VARIANT[algo]} <= set(sampled)
 
 

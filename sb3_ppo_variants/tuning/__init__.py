@@ -4,9 +4,10 @@
 
     from sb3_ppo_variants.tuning import best, export, load_job, run_workers
 
-    job = load_job("ppo_clip_paper_pendulum")  # or a YAML file of your own
-    run_workers(job, workers=2)
-    export(job, best(job)[0], "tuned.yml")
+    if __name__ == "__main__":  # workers are new processes, which import this file
+        job = load_job("pendulum_five_minutes")  # or a YAML file of your own
+        run_workers(job, workers=2)
+        export(job, best(job, workers=2)[0], "tuned.yml")
 
 Jobs and spaces need no optuna; what does loads on first use.
 """

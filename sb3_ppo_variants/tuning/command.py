@@ -80,8 +80,11 @@ def _status(job: Job, _flags: argparse.Namespace) -> int:
 
 def _best(job: Job, flags: argparse.Namespace) -> int:
     from sb3_ppo_variants.tuning import best, describe_best, export
+    from sb3_ppo_variants.tuning.results import require_new_file
 
     _require_workers(flags)
+    if flags.export is not None:
+        require_new_file(flags.export)  # before the trainings
     rated = best(job, flags.workers)
     print(describe_best(job, rated))
     if flags.export is not None:

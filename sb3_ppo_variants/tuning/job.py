@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -13,13 +14,17 @@ from typing import Any, NamedTuple, TypeVar
 from sb3_ppo_variants import ALGORITHMS
 from sb3_ppo_variants.arguments import check_names, require, require_choice
 from sb3_ppo_variants.safe_yaml import load_yaml
-from sb3_ppo_variants.tuning.spaces import Space, read_space, settings_of
+from sb3_ppo_variants.tuning.spaces import Space, is_atari, longest_rollout, read_space, settings_of
 from sb3_ppo_variants.zoo import config_path, data_folder
 
 SAMPLERS = ("tpe", "random")
 PRUNERS = ("median", "percentile", "successive_halving", "hyperband", "none")
 # A study's name is also the name of its folder.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
+# SB3 seeds environment i with seed + i: trainings whose seeds are nearer than their environments are many begin some of
+# their episodes alike, and are no independent runs.
+SEED_DISTANCE = 1000
+FIRST_FRESH_SEED = 1_000_000
 SUFFIXES = (".yml", ".yaml")
 
 
@@ -37,7 +42,7 @@ class Objective(NamedTuple):
 
     episodes: int = 100
     chunks: int = 10
-    """parts of a training, after each of which the trial may be pruned"""
+    """parts of a training, after each of which the trial may be pruned; by default fewer where a rollout is longer"""
 
 
 class Choice(NamedTuple):
@@ -92,12 +97,12 @@ class Job:
     @property
     def training_seeds(self) -> list[int]:
         """The seeds of every trial: the same for all, so that trials differ by their settings alone."""
-        return list(range(self.seeds))
+        return [index * SEED_DISTANCE for index in range(self.seeds)]
 
     @property
     def fresh_seeds(self) -> list[int]:
         """Those of the re-run, none of which a trial has seen."""
-        return list(range(1000, 1000 + self.rerun.seeds))
+        return [FIRST_FRESH_SEED + index * SEED_DISTANCE for index in range(self.rerun.seeds)]
 
     @property
     def boundaries(self) -> list[int]:
@@ -181,6 +186,9 @@ def read_job(content: Any, folder: Path | None = None) -> Job:
     budget = _read(Budget, "budget", job["budget"], _at_least(1))
     fixed = _mapping("fixed", job.get("fixed") or {})
     base = read_base(algorithm, environment, job.get("base"), folder)
+    for setting, instead in (("n_timesteps", "budget: timesteps"), ("stats_window_size", "objective: episodes")):
+        if setting in fixed:
+            raise ValueError(f"fixed: {setting} is what {instead!r} says; leave it out")
     base = {**base, **fixed, "n_timesteps": budget.timesteps}
     sampler = dict(_choice("sampler", job.get("sampler", "tpe"), SAMPLERS))
     sampler_options = dict(sampler["options"])
@@ -192,18 +200,19 @@ def read_job(content: Any, folder: Path | None = None) -> Job:
         raise ValueError(
             f"heartbeat: grace must be larger than its interval {heartbeat.interval}; got {heartbeat.grace}"
         )
+    space = read_space(algorithm, environment, base, fixed, overrides, _truth("whole_space", job))
     return Job(
         name=name,
         algorithm=algorithm,
         environment=environment,
         base=base,
-        space=read_space(algorithm, environment, base, fixed, overrides, _truth("whole_space", job)),
+        space=space,
         budget=budget,
         seeds=_count("seeds", job.get("seeds", 3)),
         sampler=Choice(sampler["name"], sampler_options),
         sampler_seed=seed,
         pruner=Choice(**_choice("pruner", job.get("pruner", "median"), PRUNERS)),
-        objective=_read(Objective, "objective", job.get("objective") or {}, _at_least(1)),
+        objective=_read_objective(job.get("objective") or {}, budget, longest_rollout(algorithm, base, space)),
         storage=_storage(job.get("storage")),
         folder=Path(_text("folder", job.get("folder", f"logs/tune/{name}"))),
         rerun=_read(Rerun, "rerun", job.get("rerun") or {}, _check_rerun),
@@ -251,13 +260,12 @@ def read_base(algorithm: str, environment: str, base: Any, folder: Path | None) 
         given = Path(_text("base", base))
         path = given if given.is_absolute() or folder is None else folder / given
     config = _mapping(str(path), load_yaml(path))
-    names = [environment, environment.rpartition(":")[2], "default"]
-    if environment.startswith("ALE/"):
-        names.insert(1, "atari")
-    for name in names:
+    # A network for vectors, as 'default' has it, is none for pictures.
+    general = "atari" if is_atari(environment) else "default"
+    for name in (environment, environment.rpartition(":")[2], general):
         if name in config:
             return deepcopy(_mapping(f"{name} in {path}", config[name]))
-    raise ValueError(f"base: {path} has settings neither for {environment} nor for 'default'")
+    raise ValueError(f"base: {path} has settings neither for {environment} nor for {general!r}")
 
 
 # ------------------------------------------------------------------ single keys
@@ -289,11 +297,32 @@ def _environment(value: Any) -> str:
     import gymnasium as gym
 
     environment = _text("environment", value)
-    plain = environment.rpartition(":")[2]
-    if ":" not in environment or environment.startswith("sb3_ppo_variants:"):
+    module, _, plain = environment.rpartition(":")
+    if plain.startswith("ALE/") and module in ("", "ale_py"):
+        if importlib.util.find_spec("ale_py") is None:
+            raise ValueError(f'environment: {plain} needs the [atari] extra: pip install "sb3-ppo-variants[atari]"')
+        gym.register_envs(importlib.import_module("ale_py"))
+        module = ""
+    if module in ("", "sb3_ppo_variants"):
         check_names("task", [plain], gym.registry, list_allowed=False)
         return plain
     return environment
+
+
+def _read_objective(value: Any, budget: Budget, longest: int) -> Objective:
+    """The objective; a chunk holds the longest rollout, or trials would be judged at other timesteps than they say.
+
+    :param longest: rollout that the space can draw, in timesteps
+    """
+    most = budget.timesteps // longest
+    given = _mapping("objective", value)
+    objective = _read(Objective, "objective", {"chunks": min(Objective().chunks, most), **given}, _at_least(1))
+    if objective.chunks > most:
+        raise ValueError(
+            f"objective: chunks must be at most {most}, so that each holds the longest rollout, {longest} of "
+            f"{budget.timesteps} timesteps; got {objective.chunks}"
+        )
+    return objective
 
 
 def _storage(value: Any) -> str | None:

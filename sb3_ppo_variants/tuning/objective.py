@@ -11,18 +11,22 @@ from typing import Any
 import optuna
 
 from sb3_ppo_variants.tuning.job import Job
-from sb3_ppo_variants.tuning.training import Score, SeedTraining, Training
+from sb3_ppo_variants.tuning.training import Score, SeedTraining, Training, claim
 
 MakeTraining = Callable[[Job, Mapping[str, Any], int, Path], Training]
 """makes the training of a job's trial with these settings and this seed, in this folder"""
 
 
 def make_training(job: Job, settings: Mapping[str, Any], seed: int, folder: Path) -> Training:
-    """The training of one seed, as ``ppo-variants train`` would run it."""
+    """The training of one seed, as ``ppo-variants train`` would run it.
+
+    :raises ValueError: if the folder holds another training
+    """
     from sb3_ppo_variants.zoo import make_model
 
     # The mean is taken over as many episodes as the algorithm remembers.
     counted = {**settings, "stats_window_size": job.objective.episodes}
+    claim(folder, {"algorithm": job.algorithm, "environment": job.environment, "seed": seed, "settings": counted})
     return SeedTraining(
         lambda: make_model(job.algorithm, job.environment, counted, folder, seed),
         folder,

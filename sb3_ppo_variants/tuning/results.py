@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 from collections.abc import Sequence
@@ -11,12 +12,11 @@ from typing import Any, NamedTuple
 from optuna.trial import FrozenTrial, TrialState
 
 import sb3_ppo_variants
-from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.objective import MakeTraining, make_training
 from sb3_ppo_variants.tuning.processes import Signals, in_processes
-from sb3_ppo_variants.tuning.study import FINISHED, NOT_RUN, ORIGIN, Counts, SharedStudy
+from sb3_ppo_variants.tuning.study import FINISHED, NEAREST, NOT_RUN, ORIGIN, PAPER, Counts, SharedStudy
 from sb3_ppo_variants.tuning.training import remove_bundles
 
 DIVERGED = "diverged"
@@ -124,7 +124,13 @@ def describe_status(job: Job, now: Status) -> str:
 
 
 def _origin(trial: FrozenTrial) -> str:
-    return " (the paper's values)" if trial.user_attrs.get(ORIGIN) == "paper" else ""
+    if not _is_paper(trial):
+        return ""
+    return " (the paper's values)" if trial.user_attrs[ORIGIN] == PAPER else " (nearest to the paper's values)"
+
+
+def _is_paper(trial: FrozenTrial) -> bool:
+    return trial.user_attrs.get(ORIGIN) in (PAPER, NEAREST)
 
 
 # ------------------------------------------------------------------ the best
@@ -144,8 +150,8 @@ class Rated(NamedTuple):
 
     @property
     def is_paper(self) -> bool:
-        """Whether its parameters are the paper's values."""
-        return self.trial.user_attrs.get(ORIGIN) == "paper"
+        """Whether its parameters are the paper's values, or those nearest to them that the job allows."""
+        return _is_paper(self.trial)
 
 
 def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list[Rated]:
@@ -165,8 +171,10 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
     shared = SharedStudy(job, create=False)
     chosen = shared.ranked()[: job.rerun.best]
     if not chosen:
-        raise ValueError(f"the study {job.name!r} has no complete trial yet: tune run goes on with it")
-    papers = [trial for trial in shared.trials(FINISHED) if trial.user_attrs.get(ORIGIN) == "paper"]
+        counts = shared.counts()
+        more = "tune run goes on with it" if counts.finished < job.budget.trials else "all were pruned"
+        raise ValueError(f"the study {job.name!r} has no complete trial among {counts.finished} finished ones: {more}")
+    papers = [trial for trial in shared.trials(FINISHED) if _is_paper(trial)]
     if papers and papers[-1].number not in {trial.number for trial in chosen}:
         chosen.append(papers[-1])
     known = shared.study.user_attrs
@@ -222,6 +230,8 @@ def rerun(job: Job, pairs: Sequence[tuple[int, int]], make: MakeTraining = make_
                 training.stop()
             shared.study.set_user_attr(_rerun_key(number, seed), score)
             remove_bundles(folder)
+            del training
+            gc.collect()  # models hold themselves in cycles, and a rollout may be large
             print(f"[{job.name}] trial {number}, seed {seed}: {_number(score)}", flush=True)
 
 
@@ -254,20 +264,29 @@ def _in_the_study(job: Job, trial: FrozenTrial) -> str:
     return f"In the study, by which it was chosen, on {job.seeds} seeds: {trial.value:.4g}."
 
 
+def require_new_file(file: Path) -> None:
+    """Check where :func:`export` is to write.
+
+    :raises ValueError: as it does
+    """
+    if file.suffix not in (".yml", ".yaml") or not file.parent.is_dir():
+        raise ValueError(f"--export must name a .yml file in a folder that exists; got {file}")
+    if file.exists():
+        raise ValueError(f"--export must name a new file; {file} exists")
+
+
 def export(job: Job, rated: Rated, path: str | Path) -> Path:
     """Write a trial's settings as a file of ``zoo_configs``' form, which trains as it is.
 
     :param rated: what :func:`best` gave
-    :param path: a YAML file in a folder that exists; it is replaced
+    :param path: of a YAML file that does not exist yet, in a folder that does
     :return: the path
-    :raises ValueError: for a path that is no YAML file's, or whose folder does not exist
+    :raises ValueError: for another path
     """
     import yaml
 
     file = Path(path)
-    if file.suffix not in (".yml", ".yaml") or not file.parent.is_dir():
-        raise ValueError(f"--export must name a .yml file in a folder that exists; got {file}")
-    require("scores", len(rated.scores), "an integer >= 1", lambda value: value >= 1)
+    require_new_file(file)
     trial = rated.trial
     comment = [
         f"{job.algorithm} on {job.environment}: trial {trial.number} of the study {job.name}{_origin(trial)}",

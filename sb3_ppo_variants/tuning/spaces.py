@@ -214,9 +214,18 @@ LOG_STD: Space = (
 
 def table_of(environment: str) -> str:
     """The paper's table whose settings are those of a task's kind: a key of ``ROLLOUTS``."""
-    if environment.startswith("Roboschool"):
+    if environment.rpartition(":")[2].startswith("Roboschool"):
         return "table_4"
-    return "table_5" if environment.startswith("ALE/") else "table_3"
+    return "table_5" if is_atari(environment) else "table_3"
+
+
+def is_atari(environment: str) -> bool:
+    """Whether a task is an Atari game; one that is not registered is known by ``ALE/`` alone."""
+    import gymnasium as gym
+
+    plain = environment.rpartition(":")[2]
+    spec = gym.registry.get(plain)
+    return plain.startswith("ALE/") or (spec is not None and "AtariEnv" in str(spec.entry_point))
 
 
 def default_space(algorithm: str, environment: str, base: Mapping[str, Any] | None = None) -> Space:
@@ -290,6 +299,8 @@ def read_space(
                     space.pop(other, None)
         else:
             space[name] = _read_parameter(name, override, defaults.get(name))
+    if "learning_rate" not in space and "clip_range" not in space:
+        space.pop("anneal", None)  # nothing is left for it to anneal
     ordered = _ordered(space)
     _check_values(algorithm, environment, base, ordered)
     _check_rollouts(algorithm, base, space)
@@ -456,15 +467,21 @@ def _check_rollouts(algorithm: str, base: Mapping[str, Any], space: Mapping[str,
             f"space: n_envs * n_steps must be at most the budget's timesteps, {timesteps}; it can be "
             f"{max(n_envs)} * {max(n_steps)} = {largest}"
         )
-    size = base.get("batch_size")
-    if "n_minibatches" in space or size is None or len(n_envs) * len(n_steps) > LARGEST_ENUMERATION:
+    if "n_minibatches" in space or len(n_envs) * len(n_steps) > LARGEST_ENUMERATION:
         return
+    size = base.get("batch_size", _default(algorithm, "batch_size"))
     for envs in n_envs:
         for steps in n_steps:
             if envs * steps % size:
                 raise ValueError(
                     f"batch_size must divide every rollout where it is fixed; {size} does not divide {envs} * {steps}"
                 )
+
+
+def longest_rollout(algorithm: str, base: Mapping[str, Any], space: Space) -> int:
+    """The largest N × T that a space can draw, in timesteps."""
+    by_name = {parameter.name: parameter for parameter in space}
+    return max(_values("n_envs", algorithm, base, by_name)) * max(_values("n_steps", algorithm, base, by_name))
 
 
 def _values(name: str, algorithm: str, base: Mapping[str, Any], space: Mapping[str, Parameter]) -> Sequence[int]:
@@ -584,6 +601,36 @@ def paper_params(algorithm: str, environment: str, space: Space) -> dict[str, An
             read = _READERS.get(parameter.name, partial(_read_plain, parameter.name))
             params[parameter.name] = parameter.nearest(read(settings))
     return params
+
+
+COMPARED = (
+    *("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "learning_rate", "clip_range"),
+    *("log_std_schedule", "stepsize_kl_target", "kl_target", "beta_init", "beta", "surrogate", "advantage_estimator"),
+)
+
+
+def has_papers_values(algorithm: str, environment: str, settings: Mapping[str, Any]) -> bool:
+    """Whether settings have the paper's values of all that a default space varies, but for the network.
+
+    :param settings: in the form of ``zoo_configs``
+    """
+    from sb3_ppo_variants.zoo import read_hyperparams
+
+    paper = paper_settings(algorithm, environment)
+    ours = {**paper, **read_hyperparams(getattr(sb3_ppo_variants, ALGORITHMS[algorithm]), settings)}
+    return all(_same(ours[name], paper[name]) for name in COMPARED if name in paper)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values, or two schedules, are the same but for rounding."""
+    for progress in (1.0, 0.5, 0.0):
+        values = [value(progress) if callable(value) else value for value in (one, other)]
+        if all(isinstance(value, (int, float)) for value in values):
+            if not math.isclose(*values, rel_tol=1e-9, abs_tol=1e-12):
+                return False
+        elif values[0] != values[1]:
+            return False
+    return True
 
 
 def _read_plain(name: str, settings: Mapping[str, Any]) -> Any:

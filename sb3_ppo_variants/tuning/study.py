@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.tuning.job import Choice, Job
-from sb3_ppo_variants.tuning.spaces import paper_params, suggest
+from sb3_ppo_variants.tuning.spaces import has_papers_values, paper_params, suggest
 from sb3_ppo_variants.tuning.storage import Storage
 
 # User attributes of a trial.
@@ -26,7 +26,8 @@ FIRST_NUMBER = "first_number"
 """number of the first of those, which names their folder"""
 WORKER = "worker"
 ORIGIN = "origin"
-"""where parameters come from that no sampler drew"""
+"""where parameters come from that no sampler drew: one of the next two"""
+PAPER, NEAREST = "paper", "nearest to the paper"
 INTERRUPTED = "interrupted"
 """whether it was put back into the queue by Ctrl-C or SIGTERM"""
 NOT_RUN = "not_run"
@@ -62,7 +63,6 @@ _NOT_OPTIONS = frozenset(
         "weights",
         "warn_independent_sampling",
         "constraints_func",
-        "group",
         "self",
     }
 )
@@ -239,11 +239,13 @@ class SharedStudy:
 
     def enqueue_paper(self) -> None:
         """Queue a trial of the paper's values, unless there is one that did not end by an error."""
-        papers = [trial for trial in self.trials() if trial.user_attrs.get(ORIGIN) == "paper"]
+        papers = [trial for trial in self.trials() if trial.user_attrs.get(ORIGIN) in (PAPER, NEAREST)]
         if not all("error" in trial.user_attrs or NOT_RUN in trial.user_attrs for trial in papers):
             return
-        params = paper_params(self.job.algorithm, self.job.environment, self.job.space)
-        self.study.enqueue_trial(params, user_attrs={ORIGIN: "paper"})
+        job = self.job
+        params = paper_params(job.algorithm, job.environment, job.space)
+        exact = has_papers_values(job.algorithm, job.environment, job.settings(params))
+        self.study.enqueue_trial(params, user_attrs={ORIGIN: PAPER if exact else NEAREST})
 
     def _ask(self, *, evenly: bool) -> optuna.Trial:
         """Begin a trial.
@@ -261,7 +263,12 @@ class SharedStudy:
             # tells if somebody has taken it for that.
             self.beat(trial)
             trial.set_user_attr(WORKER, self.worker)
-            suggest(self.job.space, trial)
+            try:
+                suggest(self.job.space, trial)
+            except (TypeError, ValueError, IndexError) as error:  # of a sampler whose options do not fit
+                trial.set_user_attr("error", f"{type(error).__name__}: {error}")
+                self.finish(trial, TrialState.FAIL)
+                raise ValueError(f"sampler {self.job.sampler.name} with {self.job.sampler.options}: {error}") from error
         finally:
             self.study.sampler = sampler
         return trial

@@ -10,7 +10,7 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -24,6 +24,8 @@ from sb3_ppo_variants.resume.names import BUNDLES
 from sb3_ppo_variants.resume.state import generators, set_generators
 
 SCORES = "scores.json"
+IDENTITY = "training.json"
+"""of which training a folder is"""
 POLICY = ("model.zip", "vecnormalize.pkl")
 """what is kept of a training that has come to its end, in SB3's form; the second where the environment is normalised"""
 WAKE_INTERVAL = 0.5
@@ -197,6 +199,29 @@ class _TakesTurns(BaseCallback):
     def _on_step(self) -> bool:
         self._training.go_on()
         return True
+
+
+def claim(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Write down whose a folder is, or check that it is this training's: its scores and bundles would be used.
+
+    :param identity: all that decides what the training gives, as JSON has it
+    :raises ValueError: if it is another's
+    """
+    path = folder / IDENTITY
+    ours = json.loads(json.dumps(identity))
+    try:
+        theirs = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        folder.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, json.dumps(ours).encode())
+        return
+    except ValueError:
+        theirs = None
+    if theirs != ours:
+        raise ValueError(
+            f"{folder} holds another training, of an earlier study or another job: give this one another folder, or "
+            "remove that"
+        )
 
 
 def save_policy(model: Any, folder: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import secrets
 import socket
@@ -100,6 +101,8 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
     _stop(trainings)
     counts = _finish(shared, trial, folder, state, value)
     _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
+    trainings.clear()
+    gc.collect()  # models hold themselves in cycles, and a rollout may be large
     return counts
 
 

@@ -21,7 +21,7 @@ def job_in(folder: Path, trials: int = 4, **keys: Any) -> Job:
         "name": "tiny",
         "algorithm": "ppo_clip_paper",
         "environment": "CartPole-v1",
-        "budget": {"trials": trials, "timesteps": 40_000},
+        "budget": {"trials": trials, "timesteps": 160_000},
         "seeds": 2,
         "objective": {"episodes": 10, "chunks": 4},
         "folder": str(folder / "study"),
@@ -48,7 +48,7 @@ class Pretended:
     def value(self, timesteps: int) -> float:
         rate = self.settings["learning_rate"]
         start = rate["start"] if isinstance(rate, dict) else rate
-        return -abs(math.log10(start) + 3) + self.seed / 10 + timesteps / 1e6
+        return -abs(math.log10(start) + 3) + self.seed / 10_000 + timesteps / 4e6
 
     def advance(self, timesteps: int) -> Score:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -71,11 +71,11 @@ class Slow(Pretended):
 
 
 class KillsItsWorker(Slow):
-    """The first process that comes to the third chunk of seed 1 of the paper's values dies of it."""
+    """The first process that comes to the third chunk of the second seed of the paper's values dies of it."""
 
     def advance(self, timesteps: int) -> Score:
         mark = self.job.folder / "killed"
-        if timesteps == self.job.boundaries[2] and self.seed == 1 and not mark.exists():
+        if timesteps == self.job.boundaries[2] and self.seed == 1000 and not mark.exists():
             mark.parent.mkdir(parents=True, exist_ok=True)
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)

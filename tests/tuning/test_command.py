@@ -21,7 +21,7 @@ JOB = """
 name: tiny
 algorithm: ppo_clip_paper
 environment: CartPole-v1
-budget: {{trials: 3, timesteps: 40_000}}
+budget: {{trials: 3, timesteps: 160_000}}
 seeds: 2
 objective: {{episodes: 10, chunks: 4}}
 folder: {folder}

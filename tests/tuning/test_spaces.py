@@ -16,6 +16,7 @@ from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.spaces import (
     Parameter,
     default_space,
+    has_papers_values,
     paper_params,
     paper_settings,
     settings_of,
@@ -71,16 +72,10 @@ def test_the_papers_values_are_in_the_space_exactly(algorithm: str, task: str) -
     settings = read_hyperparams(kind, settings_of(algorithm, base_of(task), params))
     for name in ("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef"):
         assert settings[name] == paper[name], name
-    for name in ("learning_rate", "clip_range", "log_std_schedule"):
-        if name not in settings:
-            continue
-        for progress in (1.0, 0.5, 0.0):
-            ours, theirs = (value(progress) if callable(value) else value for value in (settings[name], paper[name]))
-            assert ours == pytest.approx(theirs, abs=1e-12) if theirs is not None else ours is None, name
-    for name in ("kl_target", "beta_init", "beta", "surrogate", "advantage_estimator"):
-        assert settings.get(name, paper.get(name)) == paper.get(name), name
-    if algorithm != "ppo_adaptive_kl_paper":
-        assert settings["stepsize_kl_target"] == paper["stepsize_kl_target"]
+    assert has_papers_values(algorithm, task, settings_of(algorithm, base_of(task), params))
+    for name, value in (("n_steps", 100), ("learning_rate", 1e-7), ("gamma", 0.5)):
+        changed = {**settings_of(algorithm, base_of(task), params), name: value}
+        assert not has_papers_values(algorithm, task, changed), name
 
 
 @pytest.mark.parametrize(("algorithm", "task"), CASES)
@@ -125,6 +120,13 @@ def test_gamma_is_one_value() -> None:
     assert settings["gamma"] == 0.99
     assert settings["normalize"] == {"norm_obs": True}  # rl_zoo3 hands it the agent's
     assert base["normalize"] == {"norm_obs": True, "gamma": 0.5}
+
+
+def test_nothing_is_annealed_where_neither_stepsize_nor_clip_range_varies() -> None:
+    keys: dict[str, Any] = {"algorithm": "ppo_fixed_kl_paper", "fixed": {"learning_rate": 1e-4}}
+    assert "anneal" not in {each.name for each in job_of(**keys).space}
+    left_out = job_of(algorithm="ppo_fixed_kl_paper", space={"learning_rate": None})
+    assert "anneal" not in {each.name for each in left_out.space}
 
 
 def test_what_is_fixed_does_not_vary() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import threading
+import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,9 @@ import torch as th
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_ppo_variants.tuning import SharedStudy, best, export, load_job, run_worker
+from sb3_ppo_variants.tuning.job import jobs_that_ship
+from sb3_ppo_variants.tuning.objective import make_training
+from sb3_ppo_variants.tuning.spaces import paper_params
 from sb3_ppo_variants.tuning.training import SCORES, SeedTraining, save_policy
 from sb3_ppo_variants.zoo import make_model
 from tests.tuning.studies import job_in
@@ -97,13 +102,44 @@ def test_a_stopped_training_goes_on_from_its_bundle(tmp_path: Path) -> None:
 def test_ctrl_c_reaches_the_training(tmp_path: Path) -> None:
     models: list[Any] = []
     training = seed_training(tmp_path, 0, models, total=10_000_000)
-    timer = threading.Timer(1.0, signal.raise_signal, [signal.SIGINT])
-    timer.start()
+
+    def interrupt() -> None:
+        while not (models and models[0].num_timesteps > 0):
+            time.sleep(0.01)
+        signal.raise_signal(signal.SIGINT)
+
+    threading.Thread(target=interrupt).start()
     with pytest.raises(KeyboardInterrupt):
         training.advance(10_000_000)
     training.stop()
     assert list((tmp_path / "bundles").glob("bundle_*"))
     assert models[0].num_timesteps > 0
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    job = job_in(tmp_path)
+    settings = job.settings({"clip_range": 0.1})
+    make_training(job, settings, 0, tmp_path / "seed_0")
+    make_training(job, settings, 0, tmp_path / "seed_0")  # goes on with it
+    for other, seed in ((job.settings({"clip_range": 0.2}), 0), (settings, 1)):
+        with pytest.raises(ValueError, match="seed_0 holds another training, of an earlier study or another job"):
+            make_training(job, other, seed, tmp_path / "seed_0")
+
+
+def test_models_of_ended_trials_are_freed(tmp_path: Path) -> None:
+    made: list[weakref.ref[Any]] = []
+
+    def make(job: Any, settings: Any, seed: int, folder: Path) -> Any:
+        def remembered() -> Any:
+            model = make_model(job.algorithm, job.environment, SETTINGS, folder, seed, "cpu")
+            made.append(weakref.ref(model))
+            return model
+
+        return SeedTraining(remembered, folder, 64, 60.0)
+
+    job = job_in(tmp_path, 2)
+    run_worker(job, "a", make)
+    assert [reference() for reference in made] == [None] * 4
 
 
 def test_what_a_training_raises_is_raised(tmp_path: Path) -> None:
@@ -135,29 +171,30 @@ def test_a_real_study_and_its_export_trains_as_it_is(tmp_path: Path) -> None:
     for trial in trials:
         assert trial.user_attrs["scores"]["timesteps"] == [512, 512]
         assert max(trial.user_attrs["scores"]["episodes"]) <= 7
-        assert (job.folder / f"trial_{trial.number:05d}" / "seed_1" / "progress.csv").is_file()
+        assert (job.folder / f"trial_{trial.number:05d}" / "seed_1000" / "progress.csv").is_file()
     rated = best(job)[0]
     path = export(job, rated, tmp_path / "tuned.yml")
 
     from sb3_ppo_variants.cli import main
 
-    arguments = ["--algo", job.algorithm, "--env", job.environment, "--conf-file", str(path), "--seed", "1000"]
+    arguments = ["--algo", job.algorithm, "--env", job.environment, "--conf-file", str(path), "--seed", "1000000"]
     assert main(["train", *arguments, "--no-progress", "--eval-freq", "-1", "-f", str(tmp_path / "logs")]) == 0
     from sb3_ppo_variants import PPOClipPaper
 
     trained = PPOClipPaper.load(tmp_path / "logs" / job.algorithm / "CartPole-v1_1" / "CartPole-v1.zip", device="cpu")
     assert trained.num_timesteps == 512
     # The same settings and the same seed are the same training: that of the re-run, whose policies are kept.
-    folder = job.folder / "rerun" / f"trial_{rated.trial.number:05d}" / "seed_1000"
+    folder = job.folder / "rerun" / f"trial_{rated.trial.number:05d}" / "seed_1000000"
     kept = PPOClipPaper.load(folder / "model.zip", device="cpu")
     assert not (folder / "bundles").exists()
     for name, value in trained.policy.state_dict().items():
         assert th.equal(value, kept.policy.state_dict()[name]), name
 
 
-def test_the_jobs_that_ship_make_models(tmp_path: Path) -> None:
-    job = load_job("vanilla_pg_paper_pendulum")
-    settings = job.settings(dict.fromkeys([], None))
+@pytest.mark.parametrize("name", jobs_that_ship())
+def test_the_first_trial_of_each_job_that_ships_makes_a_model(name: str, tmp_path: Path) -> None:
+    job = load_job(name)
+    settings = job.settings(paper_params(job.algorithm, job.environment, job.space))
     model = make_model(job.algorithm, job.environment, settings, tmp_path, 0, "cpu")
-    assert model.n_envs == settings["n_envs"]
+    assert (model.n_envs, model.batch_size) == (settings["n_envs"], settings["batch_size"])
     model.env.close()
