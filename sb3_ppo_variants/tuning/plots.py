@@ -12,7 +12,7 @@ import optuna
 from optuna.trial import TrialState
 
 from sb3_ppo_variants.tuning.job import Job
-from sb3_ppo_variants.tuning.study import SharedStudy
+from sb3_ppo_variants.tuning.looking import look_at
 
 FIGURES = {
     "history": "plot_optimization_history",
@@ -30,7 +30,7 @@ def plot(job: Job, folder: str | Path) -> list[Path]:
     :raises StorageError: if the storage cannot be used
     :raises ValueError: if there is no such study, or fewer than two complete trials in it
     """
-    study = SharedStudy(job, create=False).study
+    study = look_at(job).study
     if len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))) < 2:
         raise ValueError(f"the study {job.name!r} must have two complete trials to be drawn: tune run goes on with it")
     target = Path(folder)
