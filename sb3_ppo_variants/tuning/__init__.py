@@ -18,6 +18,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from sb3_ppo_variants.tuning.dashboard import serve_dashboard as serve_dashboard
     from sb3_ppo_variants.tuning.job import Job as Job
     from sb3_ppo_variants.tuning.job import load_job as load_job
     from sb3_ppo_variants.tuning.job import read_job as read_job
@@ -45,6 +46,7 @@ _MODULE_OF = {
     "read_job": "job",
     "run_worker": "worker",
     "run_workers": "worker",
+    "serve_dashboard": "dashboard",
     "status": "results",
 }
 

@@ -53,6 +53,11 @@ def _parser(program: str) -> argparse.ArgumentParser:
     best.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default: 1)")
     plot = commands.add_parser("plot", help="history, importances, slices and parallel coordinates")
     plot.add_argument("-o", "--output", type=Path, metavar="FOLDER", help="(default: plots, in the study's folder)")
+    dashboard = commands.add_parser("dashboard", help="show the study in the browser, as it goes on")
+    dashboard.add_argument(
+        "--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine)"
+    )
+    dashboard.add_argument("--port", type=int, default=8080, metavar="N", help="0: one that is free (default: 8080)")
     for command in commands.choices.values():
         command.add_argument("file", metavar="FILE", help="a job: a YAML file, or the name of one that ships")
     return parser
@@ -100,4 +105,11 @@ def _plot(job: Job, flags: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"run": _run, "status": _status, "best": _best, "plot": _plot}
+def _dashboard(job: Job, flags: argparse.Namespace) -> int:
+    from sb3_ppo_variants.tuning import serve_dashboard
+
+    serve_dashboard(job, flags.host, flags.port)
+    return 0
+
+
+_COMMANDS = {"run": _run, "status": _status, "best": _best, "plot": _plot, "dashboard": _dashboard}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -14,8 +13,7 @@ import pytest
 import sb3_ppo_variants
 from sb3_ppo_variants import cli, tuning
 from sb3_ppo_variants.safe_yaml import load_yaml
-from sb3_ppo_variants.tuning import run_worker
-from tests.tuning.studies import job_in, pretend
+from tests.tuning.studies import pretend
 
 JOB = """
 name: tiny
@@ -54,17 +52,14 @@ def test_run_status_best_and_export(job_file: Path, capsys: pytest.CaptureFixtur
     assert list(load_yaml(target)) == ["CartPole-v1"]
 
 
-def test_plot(tmp_path: Path) -> None:
-    job = job_in(tmp_path, 6)
-    with pytest.raises(ValueError, match="there is no study"):
-        tuning.plot(job, tmp_path)
-    run_worker(job, "a", pretend)
-    files = tuning.plot(job, tmp_path / "plots")
-    names = {"history.png", "importances.png", "parallel_coordinates.png", "slice.png"}
-    assert names <= {path.name for path in files}
-    assert all(path.stat().st_size > 5000 for path in files)
-    if importlib.util.find_spec("plotly") is not None:
-        assert {path.suffix for path in files} == {".png", ".html"}
+@pytest.mark.slow
+def test_plot(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["tune", "run", str(job_file), "--worker-name", "a"]) == 0
+    capsys.readouterr()
+    assert cli.main(["tune", "plot", str(job_file)]) == 0
+    figures = [Path(line.removeprefix("Figure: ")) for line in capsys.readouterr().out.splitlines()]
+    assert {"history.png", "study.html"} <= {path.name for path in figures}
+    assert all(path.parent == job_file.parent / "study" / "plots" for path in figures)
 
 
 @pytest.mark.parametrize(
