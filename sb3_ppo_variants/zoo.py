@@ -509,9 +509,8 @@ def _search_of(name: str) -> tuple[Callable[..., dict[str, Any]], Callable[..., 
 
     from sb3_ppo_variants.tuning.spaces import OF_VARIANT, suggest
 
-    sample_ppo, read_ppo = (
-        table["ppo"] for table in (hyperparams_opt.HYPERPARAMS_SAMPLER, hyperparams_opt.HYPERPARAMS_CONVERTER)
-    )
+    sample_ppo: Any = hyperparams_opt.HYPERPARAMS_SAMPLER["ppo"]
+    read_ppo: Any = hyperparams_opt.HYPERPARAMS_CONVERTER["ppo"]
     algorithm = getattr(sb3_ppo_variants, ALGORITHMS[name])
     left_out = set()
     if inspect.signature(algorithm).parameters["clip_range"].default is None:
