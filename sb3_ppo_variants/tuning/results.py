@@ -14,9 +14,10 @@ from optuna.trial import FrozenTrial, TrialState
 import sb3_ppo_variants
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.tuning.job import Job
+from sb3_ppo_variants.tuning.looking import look_at
 from sb3_ppo_variants.tuning.objective import MakeTraining, make_training
 from sb3_ppo_variants.tuning.processes import Signals, in_processes
-from sb3_ppo_variants.tuning.study import FINISHED, NEAREST, NOT_RUN, ORIGIN, PAPER, Counts, SharedStudy
+from sb3_ppo_variants.tuning.study import FINISHED, NEAREST, NOT_RUN, ORIGIN, PAPER, Counts
 from sb3_ppo_variants.tuning.training import remove_bundles
 
 DIVERGED = "diverged"
@@ -89,7 +90,7 @@ def status(job: Job) -> Status:
     :raises StorageError: if its storage cannot be used
     :raises ValueError: if there is no such study
     """
-    shared = SharedStudy(job, create=False)
+    shared = look_at(job)
     trials = shared.trials()
     complete = shared.ranked()
     return Status(
@@ -168,7 +169,7 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
     :raises ValueError: if there is no such study, or no complete trial in it
     :raises RuntimeError: if a worker does not end well; its own words are on standard error
     """
-    shared = SharedStudy(job, create=False)
+    shared = look_at(job)
     chosen = shared.ranked()[: job.rerun.best]
     if not chosen:
         counts = shared.counts()
@@ -214,7 +215,7 @@ def rerun(job: Job, pairs: Sequence[tuple[int, int]], make: MakeTraining = make_
     :param make: makes the training of one seed
     :raises StorageError: if the storage cannot be used
     """
-    shared = SharedStudy(job, create=False)
+    shared = look_at(job)
     params = {trial.number: trial.params for trial in shared.trials()}
     with Signals() as signals:
         for number, seed in pairs:

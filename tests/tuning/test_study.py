@@ -126,6 +126,7 @@ def test_another_job_of_the_same_name_is_refused(tmp_path: Path) -> None:
 def test_there_is_no_study_yet(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"there is no study 'tiny' in sqlite:///.*; tune run begins one"):
         status(job_in(tmp_path))
+    assert not list(tmp_path.iterdir())  # looking makes nothing
 
 
 @pytest.mark.parametrize("kind", STORAGES)
