@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
+import math
 import os
+import re
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import optuna
 import sqlalchemy
@@ -27,8 +31,27 @@ JOURNAL = "journal:"
 # Seconds between two tries: doubled from the first to the last.
 FIRST_WAIT = 0.2
 LONGEST_WAIT = 10.0
-# Seconds for which SQLite itself waits for another process's lock.
-SQLITE_TIMEOUT = 30
+# Seconds for which nothing is said of a storage that does not answer.
+SILENT = 1.0
+# Seconds for which SQLite itself waits for another process's lock, and PostgreSQL's driver for a connection.
+SQLITE_TIMEOUT = 2
+CONNECT_TIMEOUT = 10
+# PostgreSQL's driver notices by itself, within about a minute, that a server no longer hears it.
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+NEEDS_DRIVER = 'needs the [postgresql] extra: pip install "sb3-ppo-variants[postgresql]"'
+# Tries to make a new database's tables, where others make them at the same time.
+TABLE_TRIES = 10
+
+# SQLSTATE of what fails where another process makes the same tables: duplicate table, object, key.
+_MADE_BY_ANOTHER = frozenset({"42P07", "42710", "23505"})
+# What no waiting mends. The server's words, as libpq keeps the code of a refused connection to itself;
+# where the server speaks another language, patience has to run out.
+_REFUSALS = re.compile(
+    r"password authentication failed|no password supplied|authentication failed for user|no pg_hba\.conf entry"
+    r'|(database|role) ".*" does not exist|permission denied for database|is not permitted to log in'
+)
+# MySQL's: access denied, unknown database.
+_MYSQL_REFUSALS = frozenset({1044, 1045, 1049})
 
 
 class StorageError(ValueError):
@@ -40,35 +63,46 @@ class Patience:
 
     :param name: of the storage, for messages
     :param seconds: for which it is asked again; 0: never
+    :param longest_wait: seconds between two tries, at most; an answer that takes longer is trouble too
     """
 
-    def __init__(self, name: str, seconds: float):
+    def __init__(self, name: str, seconds: float, longest_wait: float = LONGEST_WAIT):
         self._name, self._seconds = name, seconds
+        self._longest_wait = min(longest_wait, LONGEST_WAIT)
+        self._trouble = -math.inf
+
+    def seconds_without_trouble(self) -> float:
+        """Since the storage last did not answer, or was long about it; infinity: it always did, at once."""
+        return time.monotonic() - self._trouble
 
     def call(self, function: Callable[[], Result]) -> Result:
         """What the function returns, once it does.
 
         :raises StorageError: if it fails for longer than patience lasts
         """
-        deadline: float | None = None
+        began: float | None = None
         wait = FIRST_WAIT
         while True:
+            asked = time.monotonic()
             try:
-                return function()
+                result = function()
             except (OSError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
                 if not is_transient(error):
                     raise
-                now = time.monotonic()
-                if deadline is None:
-                    deadline = now + self._seconds
-                elif wait > 1:  # the first few tries are nobody's concern
-                    print(f"{self._name} does not answer ({_cause(error)}); asking again", file=sys.stderr)
-                if now >= deadline:
+                self._trouble = now = time.monotonic()
+                began = now if began is None else began
+                if now - began >= self._seconds:
                     raise StorageError(
                         f"storage {self._name} did not answer for {self._seconds:g} seconds: {_cause(error)}"
                     ) from error
-                time.sleep(min(wait, max(0.0, deadline - now)))
-                wait = min(2 * wait, LONGEST_WAIT)
+                if now - began > SILENT:  # the first few tries are nobody's concern
+                    print(f"{self._name} does not answer ({_cause(error)}); asking again", file=sys.stderr)
+                time.sleep(min(wait, began + self._seconds - now))
+                wait = min(2 * wait, self._longest_wait)
+            else:
+                if time.monotonic() - asked > self._longest_wait:
+                    self._trouble = time.monotonic()
+                return result
 
 
 def is_transient(error: BaseException) -> bool:
@@ -77,8 +111,16 @@ def is_transient(error: BaseException) -> bool:
         return error.__cause__ is not None and is_transient(error.__cause__)
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         passing = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
-        return isinstance(error, passing) or error.connection_invalidated
-    return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError))
+        return (isinstance(error, passing) or error.connection_invalidated) and not _is_refusal(error.orig)
+    # The last one follows, within one operation of optuna's, a connection that was lost.
+    return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError))
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a server has answered, and will answer the same again."""
+    if error is None:
+        return False
+    return bool(_REFUSALS.search(str(error))) or (bool(error.args) and error.args[0] in _MYSQL_REFUSALS)
 
 
 def _cause(error: BaseException) -> str:
@@ -87,6 +129,15 @@ def _cause(error: BaseException) -> str:
     if isinstance(error, sqlalchemy.exc.DBAPIError) and error.orig is not None:
         error = error.orig  # the driver's own words, without SQLAlchemy's statement and link
     return " ".join(str(error).split())
+
+
+def without_password(url: str) -> str:
+    """A storage's URL as it may be shown, even where it is no URL."""
+    try:
+        url = sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        url = re.sub(r"//.*@", "//***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", url)
 
 
 # ------------------------------------------------------------------ databases
@@ -152,20 +203,24 @@ for _name in _OPERATIONS:
         setattr(_PatientDatabase, _name, _patient(getattr(RDBStorage, _name)))
 
 
-def _open_database(url: str, heartbeat: Heartbeat, patience: Patience, on_stale: Any) -> RDBStorage:
+def _open_database(name: str, url: str, heartbeat: Heartbeat, patience: Patience) -> RDBStorage:
     try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
+        parsed = _with_driver(sqlalchemy.engine.make_url(url), name)
+    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
+        if isinstance(error, StorageError):
+            raise
         raise StorageError(
             "storage must be journal:<file> or a URL such as sqlite:///study.db or postgresql://user@host/database; "
-            f"got {url!r}"
+            f"got {name!r}"
         ) from None
-    name = parsed.render_as_string(hide_password=True)
     arguments: dict[str, Any] = {"pool_pre_ping": True}  # connections that a restarted server has forgotten
     if parsed.get_backend_name() == "sqlite":
         arguments = {"connect_args": {"timeout": SQLITE_TIMEOUT, "isolation_level": None}}
         if parsed.database and parsed.database != ":memory:":
             _make_folder(Path(parsed.database).parent, name)
+    elif parsed.get_backend_name() == "postgresql":
+        options = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES}
+        arguments["connect_args"] = {key: value for key, value in options.items() if key not in parsed.query}
 
     def connect() -> RDBStorage:
         with warnings.catch_warnings():
@@ -173,17 +228,42 @@ def _open_database(url: str, heartbeat: Heartbeat, patience: Patience, on_stale:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return _PatientDatabase(
                 patience,
-                url,
+                parsed.render_as_string(hide_password=False),
                 engine_kwargs=arguments,
                 heartbeat_interval=heartbeat.interval,
                 grace_period=heartbeat.grace,
-                heartbeat_stale_trial_callback=on_stale,
             )
 
     try:
-        return patience.call(connect)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        return patience.call(lambda: _make_tables(connect))
+    except ImportError as error:
+        what = NEEDS_DRIVER if parsed.get_backend_name() == "postgresql" else f"cannot be used: {error}"
+        raise StorageError(f"storage {name} {what}") from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         raise StorageError(f"storage {name} cannot be used: {_cause(error)}") from error
+
+
+def _with_driver(url: sqlalchemy.URL, name: str) -> sqlalchemy.URL:
+    """The URL with a driver that is installed, where it leaves the choice: SQLAlchemy's own depends on its version."""
+    if url.drivername != "postgresql":
+        return url
+    for driver in ("psycopg", "psycopg2"):
+        if importlib.util.find_spec(driver) is not None:
+            return url.set(drivername=f"postgresql+{driver}")
+    raise StorageError(f"storage {name} {NEEDS_DRIVER}")
+
+
+def _make_tables(connect: Callable[[], RDBStorage]) -> RDBStorage:
+    """Open a database, whose tables others may be making at the same time."""
+    for tries_left in reversed(range(TABLE_TRIES)):
+        try:
+            return connect()
+        except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError) as error:
+            code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+            if code not in _MADE_BY_ANOTHER or not tries_left:
+                raise
+            time.sleep(FIRST_WAIT)
+    raise AssertionError("unreachable")
 
 
 def _make_folder(folder: Path, name: str) -> None:
@@ -219,27 +299,37 @@ class _MendedJournal(JournalFileBackend):
         self._patience.call(lambda: self._append(logs))
 
     def _append(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._writing.acquire()
         try:
-            whole = _length_of_whole_lines(self._path)
-            if whole < self._path.stat().st_size:
-                os.truncate(self._path, whole)
+            with open(self._path, "a+b", opener=_open_existing) as file:
+                whole = _length_of_whole_lines(file)
+                if whole < file.seek(0, os.SEEK_END):
+                    file.truncate(whole)
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
         finally:
-            self._writing.release()
-        super().append_logs(logs)
+            # Where this process stood still, another has taken the lock by now, or the folder is away.
+            with suppress(RuntimeError):
+                self._writing.release()
 
 
-def _length_of_whole_lines(path: Path) -> int:
+def _open_existing(path: str, flags: int) -> int:
+    """As :func:`os.open`, but no new journal is begun where the old one is away."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _length_of_whole_lines(file: BinaryIO) -> int:
     """The number of bytes up to the end of the last line that has one."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 4096)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
     return 0
 
 
@@ -257,7 +347,8 @@ class SignsOfLife:
 
         :raises OSError: if the file cannot be changed
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self._folder.parent, self._folder):  # but not the journal's, which may be away for a while
+            folder.mkdir(exist_ok=True)
         (self._folder / f"{number}").touch()
 
     def of(self, number: int) -> int | None:
@@ -292,27 +383,26 @@ def _open_journal(path: Path, patience: Patience) -> JournalStorage:
 class Storage:
     """A job's storage, opened.
 
-    :param on_stale: called by optuna with the study and a trial whose worker's heartbeats have ended
     :raises StorageError: if it cannot be
     """
 
-    def __init__(self, job: Job, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None]):
+    def __init__(self, job: Job):
         url = job.url
         is_journal = url.startswith(JOURNAL)
         path = Path(url.removeprefix(JOURNAL))
-        self.name = url if is_journal else _without_password(url)
-        self.patience = Patience(self.name, job.patience)
+        self.name = url if is_journal else without_password(url)
+        self.patience = Patience(self.name, job.patience, job.heartbeat.interval)
         self.signs: SignsOfLife | None = None
         """of a journal; None: the database's own heartbeats"""
         if is_journal:
             self.signs = SignsOfLife(path.with_name(f"{path.name}.alive") / job.name)
             self.backend: BaseStorage = _open_journal(path, self.patience)
         else:
-            self.backend = _open_database(url, job.heartbeat, self.patience, on_stale)
+            self.backend = _open_database(self.name, url, job.heartbeat, self.patience)
 
+    def stale(self, study_id: int) -> frozenset[int]:
+        """Ids of a study's trials that a database, by its own clock, has not heard of for longer than the grace period.
 
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url
+        Those of which it has never heard are not among them. Of a journal: none.
+        """
+        return frozenset(self.backend._get_stale_trial_ids(study_id) if isinstance(self.backend, RDBStorage) else ())
