@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
 import importlib.util
 import json
 import math
 import os
 import re
+import socket
 import sys
 import time
+import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import IO, Any, TypeVar
 
 import optuna
 import sqlalchemy
 import sqlalchemy.event
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 
 from sb3_ppo_variants.tuning.job import Heartbeat, Job
 
@@ -36,14 +40,17 @@ SILENT = 1.0
 # Seconds for which SQLite itself waits for another process's lock, and PostgreSQL's driver for a connection.
 SQLITE_TIMEOUT = 2
 CONNECT_TIMEOUT = 10
+# Seconds for which a journal's lock is waited for at a time; those after which one of another machine's is removed.
+LOCK_TIMEOUT = 2.0
+LOCK_GRACE = 30.0
 # PostgreSQL's driver notices by itself, within about a minute, that a server no longer hears it.
 KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 NEEDS_DRIVER = 'needs the [postgresql] extra: pip install "sb3-ppo-variants[postgresql]"'
 # Tries to make a new database's tables, where others make them at the same time.
 TABLE_TRIES = 10
 
-# SQLSTATE of what fails where another process makes the same tables: duplicate table, object, key.
-_MADE_BY_ANOTHER = frozenset({"42P07", "42710", "23505"})
+# SQLSTATE of what fails where another process makes the same tables: duplicate table, duplicate type.
+_MADE_BY_ANOTHER = frozenset({"42P07", "42710"})
 # What no waiting mends. The server's words, as libpq keeps the code of a refused connection to itself;
 # where the server speaks another language, patience has to run out.
 _REFUSALS = re.compile(
@@ -258,7 +265,11 @@ def _make_tables(connect: Callable[[], RDBStorage]) -> RDBStorage:
     for tries_left in reversed(range(TABLE_TRIES)):
         try:
             return connect()
-        except (sqlalchemy.exc.ProgrammingError, sqlalchemy.exc.IntegrityError) as error:
+        except sqlalchemy.exc.IntegrityError:  # the version of the tables was written twice
+            if not tries_left:
+                raise
+            time.sleep(FIRST_WAIT)
+        except sqlalchemy.exc.ProgrammingError as error:
             code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
             if code not in _MADE_BY_ANOTHER or not tries_left:
                 raise
@@ -276,6 +287,102 @@ def _make_folder(folder: Path, name: str) -> None:
 # ------------------------------------------------------------------ the journal
 
 
+class _JournalLock(BaseJournalFileLock):
+    """Whoever holds it may write: a link beside the journal, which is made or not made on any file system.
+
+    What a killed holder leaves is removed at once by the next process of the same machine, and after a while by those
+    of others. Optuna's own has all wait for that while, whoever was killed.
+
+    :param path: of the journal
+    """
+
+    def __init__(self, path: Path):
+        self._link = path.with_name(f"{path.name}.lock")
+        self._local = path.with_name(f"{path.name}.lock.local")
+        self._file: IO[bytes] | None = None
+        self._seen: tuple[int, float] | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock, for a while.
+
+        :raises TimeoutError: if another process has it all that time
+        """
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        file = open(self._local, "ab")  # closed by release()
+        try:
+            # The kernel's lock excludes processes of this machine only, for sure, but knows when one is dead.
+            is_alone = _until(deadline, lambda: _lock_file(file))
+            if not _until(deadline, lambda: self._make_link(is_alone), at_least_once=True):
+                raise TimeoutError(errno.ETIMEDOUT, "another process writes to it", str(self._link))
+        except BaseException:
+            file.close()
+            raise
+        self._file, self._seen = file, None
+        return True
+
+    def _make_link(self, is_alone: bool) -> bool:
+        try:
+            os.symlink(_machine(), self._link)
+            return True
+        except FileExistsError:
+            if self._is_left_behind(is_alone):
+                self._link.unlink(missing_ok=True)
+            return False
+
+    def _is_left_behind(self, is_alone: bool) -> bool:
+        try:
+            holder, made = os.readlink(self._link), self._link.lstat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if is_alone and holder == _machine():
+            return True
+        now = time.monotonic()
+        if self._seen is None or self._seen[0] != made:
+            self._seen = made, now
+        return now - self._seen[1] > LOCK_GRACE
+
+    def release(self) -> None:
+        """Give it up; it may be another's already, if this process stood still."""
+        assert self._file is not None
+        try:
+            if os.readlink(self._link) == _machine():
+                self._link.unlink()
+        except FileNotFoundError:
+            pass
+        finally:
+            self._file.close()
+            self._file = None
+
+
+def _until(deadline: float, succeeds: Callable[[], bool], at_least_once: bool = False) -> bool:
+    """Whether something succeeds before a time of the monotonic clock."""
+    wait = 0.001
+    while at_least_once or time.monotonic() < deadline:
+        at_least_once = False
+        if succeeds():
+            return True
+        time.sleep(wait)
+        wait = min(2 * wait, 0.05)
+    return False
+
+
+def _lock_file(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """What no two running machines have in common, and all processes of one do, in whatever container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{socket.gethostname()}-{uuid.getnode():x}"
+
+
 class _MendedJournal(JournalFileBackend):
     """Optuna's file of operations, which a writer that is killed cannot spoil for the others.
 
@@ -284,7 +391,7 @@ class _MendedJournal(JournalFileBackend):
 
     def __init__(self, path: Path, patience: Patience):
         self._path, self._patience = path, patience
-        self._writing = JournalFileSymlinkLock(str(path.resolve()))
+        self._writing = _JournalLock(path.resolve())
         super().__init__(str(path), lock_obj=self._writing)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -310,9 +417,7 @@ class _MendedJournal(JournalFileBackend):
                 file.flush()
                 os.fsync(file.fileno())
         finally:
-            # Where this process stood still, another has taken the lock by now, or the folder is away.
-            with suppress(RuntimeError):
-                self._writing.release()
+            self._writing.release()
 
 
 def _open_existing(path: str, flags: int) -> int:
@@ -320,7 +425,7 @@ def _open_existing(path: str, flags: int) -> int:
     return os.open(path, flags & ~os.O_CREAT)
 
 
-def _length_of_whole_lines(file: BinaryIO) -> int:
+def _length_of_whole_lines(file: IO[bytes]) -> int:
     """The number of bytes up to the end of the last line that has one."""
     end = file.seek(0, os.SEEK_END)
     while end > 0:
