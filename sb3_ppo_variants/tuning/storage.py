@@ -16,6 +16,7 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
@@ -211,23 +212,8 @@ for _name in _OPERATIONS:
 
 
 def _open_database(name: str, url: str, heartbeat: Heartbeat, patience: Patience) -> RDBStorage:
-    try:
-        parsed = _with_driver(sqlalchemy.engine.make_url(url), name)
-    except (sqlalchemy.exc.ArgumentError, ValueError) as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(
-            "storage must be journal:<file> or a URL such as sqlite:///study.db or postgresql://user@host/database; "
-            f"got {name!r}"
-        ) from None
-    arguments: dict[str, Any] = {"pool_pre_ping": True}  # connections that a restarted server has forgotten
-    if parsed.get_backend_name() == "sqlite":
-        arguments = {"connect_args": {"timeout": SQLITE_TIMEOUT, "isolation_level": None}}
-        if parsed.database and parsed.database != ":memory:":
-            _make_folder(Path(parsed.database).parent, name)
-    elif parsed.get_backend_name() == "postgresql":
-        options = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES}
-        arguments["connect_args"] = {key: value for key, value in options.items() if key not in parsed.query}
+    parsed = _parse(url, name)
+    arguments = _engine_arguments(parsed, name)
 
     def connect() -> RDBStorage:
         with warnings.catch_warnings():
@@ -250,14 +236,33 @@ def _open_database(name: str, url: str, heartbeat: Heartbeat, patience: Patience
         raise StorageError(f"storage {name} cannot be used: {_cause(error)}") from error
 
 
-def _with_driver(url: sqlalchemy.URL, name: str) -> sqlalchemy.URL:
-    """The URL with a driver that is installed, where it leaves the choice: SQLAlchemy's own depends on its version."""
-    if url.drivername != "postgresql":
-        return url
+def _parse(url: str, name: str) -> sqlalchemy.URL:
+    """A URL with a driver that is installed, where it leaves the choice: SQLAlchemy's own depends on its version."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StorageError(
+            "storage must be journal:<file> or a URL such as sqlite:///study.db or postgresql://user@host/database; "
+            f"got {name!r}"
+        ) from None
+    if parsed.drivername != "postgresql":
+        return parsed
     for driver in ("psycopg", "psycopg2"):
         if importlib.util.find_spec(driver) is not None:
-            return url.set(drivername=f"postgresql+{driver}")
+            return parsed.set(drivername=f"postgresql+{driver}")
     raise StorageError(f"storage {name} {NEEDS_DRIVER}")
+
+
+def _engine_arguments(url: sqlalchemy.URL, name: str) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        if url.database and url.database != ":memory:":
+            _make_folder(Path(url.database).parent, name)
+        return {"connect_args": {"timeout": SQLITE_TIMEOUT, "isolation_level": None}}
+    arguments: dict[str, Any] = {"pool_pre_ping": True}  # connections that a restarted server has forgotten
+    if url.get_backend_name() == "postgresql":
+        options = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES}
+        arguments["connect_args"] = {key: value for key, value in options.items() if key not in url.query}
+    return arguments
 
 
 def _make_tables(connect: Callable[[], RDBStorage]) -> RDBStorage:
@@ -308,21 +313,19 @@ class _JournalLock(BaseJournalFileLock):
         :raises TimeoutError: if another process has it all that time
         """
         deadline = time.monotonic() + LOCK_TIMEOUT
-        file = open(self._local, "ab")  # closed by release()
-        try:
+        with ExitStack() as stack:
+            file = stack.enter_context(open(self._local, "ab"))
             # The kernel's lock excludes processes of this machine only, for sure, but knows when one is dead.
             is_alone = _until(deadline, lambda: _lock_file(file))
             if not _until(deadline, lambda: self._make_link(is_alone), at_least_once=True):
                 raise TimeoutError(errno.ETIMEDOUT, "another process writes to it", str(self._link))
-        except BaseException:
-            file.close()
-            raise
-        self._file, self._seen = file, None
+            self._file, self._seen = file, None
+            stack.pop_all()  # closed by release()
         return True
 
     def _make_link(self, is_alone: bool) -> bool:
         try:
-            os.symlink(_machine(), self._link)
+            self._link.symlink_to(_machine())
             return True
         except FileExistsError:
             if self._is_left_behind(is_alone):
@@ -331,7 +334,7 @@ class _JournalLock(BaseJournalFileLock):
 
     def _is_left_behind(self, is_alone: bool) -> bool:
         try:
-            holder, made = os.readlink(self._link), self._link.lstat().st_mtime_ns
+            holder, made = str(self._link.readlink()), self._link.lstat().st_mtime_ns
         except FileNotFoundError:
             return False
         if is_alone and holder == _machine():
@@ -345,7 +348,7 @@ class _JournalLock(BaseJournalFileLock):
         """Give it up; it may be another's already, if this process stood still."""
         assert self._file is not None
         try:
-            if os.readlink(self._link) == _machine():
+            if str(self._link.readlink()) == _machine():
                 self._link.unlink()
         except FileNotFoundError:
             pass

@@ -94,22 +94,12 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
         _stop(trainings)
         _say_lost(shared, trial)
         return False
-    except (KeyboardInterrupt, SystemExit):
-        _stop(trainings)
-        try:
-            shared.put_back(trial)
-            _say(shared, f"trial {trial.number} is put back; tune run goes on with it")
-        except UpdateFinishedTrialError:
-            _say_lost(shared, trial)
-        raise
-    except StorageError:
-        _stop(trainings)
-        raise
     except BaseException as error:
         _stop(trainings)
-        with suppress(UpdateFinishedTrialError):
-            trial.set_user_attr("error", "".join(traceback.format_exception_only(error)).strip())
-            shared.finish(trial, TrialState.FAIL)
+        try:
+            _leave(shared, trial, error)
+        except UpdateFinishedTrialError:
+            _say_lost(shared, trial)
         raise
     _stop(trainings)
     if not shared.finish(trial, state, value):
@@ -117,6 +107,19 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
         return False
     _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
     return True
+
+
+def _leave(shared: SharedStudy, trial: optuna.Trial, error: BaseException) -> None:
+    """Say in the study what has ended this worker.
+
+    :raises optuna.exceptions.UpdateFinishedTrialError: if the trial is another worker's by now
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        shared.put_back(trial)
+        _say(shared, f"trial {trial.number} is put back; tune run goes on with it")
+    elif not isinstance(error, StorageError):  # which could not be told
+        trial.set_user_attr("error", "".join(traceback.format_exception_only(error)).strip())
+        shared.finish(trial, TrialState.FAIL)
 
 
 def _folder_for(shared: SharedStudy, trial: FrozenTrial) -> Path:

@@ -41,24 +41,26 @@ def run_under_fire(job: Job, seed: int, kills: int, workers: int = 3) -> int:
     """
     generator = random.Random(seed)
     processes = [start_worker(job, f"first {index}") for index in range(workers)]
-    deadline = time.monotonic() + 120
-    while not SharedStudy(job).counts().finished and time.monotonic() < deadline:
-        time.sleep(0.1)
     killed = 0
-    while killed < kills and any(process.is_alive() for process in processes):
-        time.sleep(generator.expovariate(2.0))
-        alive = [process for process in processes if process.is_alive()]
-        if not alive:
-            break
-        victim = generator.choice(alive)
-        os.kill(victim.pid, signal.SIGKILL)
-        killed += 1
-        if len(alive) == 1 or generator.random() < 0.7:
-            processes.append(start_worker(job, f"next {killed}"))
-    for process in processes:
-        process.join()
-    assert {process.exitcode for process in processes} <= {0, -signal.SIGKILL}
-    assert processes[-1].exitcode == 0 or any(process.exitcode == 0 for process in processes)
+    try:
+        deadline = time.monotonic() + 120
+        while not SharedStudy(job).counts().finished and time.monotonic() < deadline:
+            time.sleep(0.1)
+        while killed < kills and (alive := [process for process in processes if process.is_alive()]):
+            os.kill(generator.choice(alive).pid, signal.SIGKILL)
+            killed += 1
+            if len(alive) == 1 or generator.random() < 0.7:
+                processes.append(start_worker(job, f"next {killed}"))
+            time.sleep(generator.expovariate(2.0))
+        for process in processes:
+            process.join()
+    finally:
+        for process in processes:
+            process.kill()
+    codes = Counter(process.exitcode for process in processes)
+    assert codes[-signal.SIGKILL] <= killed
+    assert codes.keys() <= {0, -signal.SIGKILL}
+    assert codes[0]
     return killed
 
 

@@ -79,7 +79,7 @@ class Server:
     def url(self, database: str = "postgres", **changes: object) -> str:
         """Of a database, with some parts changed."""
         parts = {"username": USER, "password": PASSWORD, "host": "127.0.0.1", "port": self.port, **changes}
-        url = sqlalchemy.URL.create("postgresql", database=database, **parts)  # type: ignore[arg-type]
+        url = sqlalchemy.URL.create("postgresql", database=database, **parts)
         return url.render_as_string(hide_password=False)
 
     def new_database(self) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.tuning import Job, read_job
 from sb3_ppo_variants.tuning.training import Score
 
@@ -57,7 +58,7 @@ class Pretended:
         if timesteps not in done:
             time.sleep(self.seconds)
             self.advances.append(timesteps)
-            path.write_text(json.dumps([*done, timesteps]))
+            atomic_write(path, json.dumps([*done, timesteps]).encode())
         return Score(self.value(timesteps), 10, timesteps)
 
     def stop(self) -> None:
