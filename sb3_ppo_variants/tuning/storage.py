@@ -15,6 +15,7 @@ import sys
 import time
 import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -156,7 +157,12 @@ class _PatientDatabase(RDBStorage):
 
     def __init__(self, patience: Patience, url: str, **arguments: Any):
         self.patience = patience
-        super().__init__(url, **arguments)
+        try:
+            super().__init__(url, **arguments)
+        except BaseException:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
         if self.engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "begin", _begin_alone)
 
@@ -248,9 +254,13 @@ def _parse(url: str, name: str) -> sqlalchemy.URL:
     if parsed.drivername != "postgresql":
         return parsed
     for driver in ("psycopg", "psycopg2"):
-        if importlib.util.find_spec(driver) is not None:
+        if _is_installed(driver):
             return parsed.set(drivername=f"postgresql+{driver}")
     raise StorageError(f"storage {name} {NEEDS_DRIVER}")
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
 
 
 def _engine_arguments(url: sqlalchemy.URL, name: str) -> dict[str, Any]:
@@ -506,7 +516,9 @@ class Storage:
             self.signs = SignsOfLife(path.with_name(f"{path.name}.alive") / job.name)
             self.backend: BaseStorage = _open_journal(path, self.patience)
         else:
-            self.backend = _open_database(self.name, url, job.heartbeat, self.patience)
+            database = _open_database(self.name, url, job.heartbeat, self.patience)
+            self.backend = database
+            weakref.finalize(self, database.engine.dispose)  # closes its connections
 
     def stale(self, study_id: int) -> frozenset[int]:
         """Ids of a study's trials that a database, by its own clock, has not heard of for longer than the grace period.

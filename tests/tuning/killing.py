@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -9,11 +10,13 @@ import random
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
 from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker
+from sb3_ppo_variants.tuning.objective import MakeTraining
 from sb3_ppo_variants.tuning.study import KEEPS_PLACE, NOT_RUN, RETRY_OF, WORKER, _lost
 from tests.tuning.studies import pretend_slowly
 
@@ -22,15 +25,46 @@ forkserver = multiprocessing.get_context("forkserver")
 forkserver.set_forkserver_preload(["tests.tuning.killing", "torch", "psycopg", "optuna.samplers"])
 
 
-def _work(job: Job, worker: str) -> None:
-    run_worker(job, worker, pretend_slowly)
+def _work(job: Job, worker: str, make: MakeTraining) -> None:
+    import torch as th
+
+    th.set_num_threads(1)
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with contextlib.ExitStack() as stack:
+        output = stack.enter_context(open(job.folder / f"{worker}.output", "w", buffering=1))
+        stack.enter_context(contextlib.redirect_stdout(output))
+        stack.enter_context(contextlib.redirect_stderr(output))
+        run_worker(job, worker, make)
 
 
-def start_worker(job: Job, name: str) -> Any:
-    """A worker in a process of its own."""
-    process = forkserver.Process(target=_work, args=(job, name), name=name)
+def start_worker(job: Job, name: str, make: MakeTraining = pretend_slowly) -> Any:
+    """A worker in a process of its own, which writes what it says into ``<name>.output`` in the job's folder."""
+    process = forkserver.Process(target=_work, args=(job, name, make), name=name)
     process.start()
     return process
+
+
+@contextlib.contextmanager
+def workers_of(job: Job, number: int, make: MakeTraining = pretend_slowly) -> Iterator[None]:
+    """Workers that run a study to its end; what is done inside begins once some trials are finished."""
+    processes = [start_worker(job, f"w-{index}", make) for index in range(number)]
+    try:
+        wait_until(lambda: SharedStudy(job).counts().finished >= number)
+        yield
+        for process in processes:
+            process.join()
+        assert [process.exitcode for process in processes] == [0] * number
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def wait_until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait for something; fails if it does not happen."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.1)
 
 
 def run_under_fire(job: Job, seed: int, kills: int, workers: int = 3) -> int:
@@ -43,9 +77,7 @@ def run_under_fire(job: Job, seed: int, kills: int, workers: int = 3) -> int:
     processes = [start_worker(job, f"first {index}") for index in range(workers)]
     killed = 0
     try:
-        deadline = time.monotonic() + 120
-        while not SharedStudy(job).counts().finished and time.monotonic() < deadline:
-            time.sleep(0.1)
+        wait_until(lambda: SharedStudy(job).counts().finished > 0)
         while killed < kills and (alive := [process for process in processes if process.is_alive()]):
             os.kill(generator.choice(alive).pid, signal.SIGKILL)
             killed += 1
