@@ -72,7 +72,7 @@ class Patience:
 
     :param name: of the storage, for messages
     :param seconds: for which it is asked again; 0: never
-    :param longest_wait: seconds between two tries, at most; an answer that takes longer is trouble too
+    :param longest_wait: seconds between two tries, at most; an answer that comes later is trouble
     """
 
     def __init__(self, name: str, seconds: float, longest_wait: float = LONGEST_WAIT):
@@ -81,7 +81,7 @@ class Patience:
         self._trouble = -math.inf
 
     def seconds_without_trouble(self) -> float:
-        """Since the storage last did not answer, or was long about it; infinity: it always did, at once."""
+        """Since an answer of the storage last was late; infinity: none was."""
         return time.monotonic() - self._trouble
 
     def call(self, function: Callable[[], Result]) -> Result:
@@ -89,16 +89,17 @@ class Patience:
 
         :raises StorageError: if it fails for longer than patience lasts
         """
+        asked = time.monotonic()
         began: float | None = None
         wait = FIRST_WAIT
         while True:
-            asked = time.monotonic()
             try:
                 result = function()
             except (OSError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
                 if not is_transient(error):
                     raise
-                self._trouble = now = time.monotonic()
+                now = time.monotonic()
+                self._note(now - asked)
                 began = now if began is None else began
                 if now - began >= self._seconds:
                     raise StorageError(
@@ -109,9 +110,12 @@ class Patience:
                 time.sleep(min(wait, began + self._seconds - now))
                 wait = min(2 * wait, self._longest_wait)
             else:
-                if time.monotonic() - asked > self._longest_wait:
-                    self._trouble = time.monotonic()
+                self._note(time.monotonic() - asked)
                 return result
+
+    def _note(self, seconds: float) -> None:
+        if seconds > self._longest_wait:
+            self._trouble = time.monotonic()
 
 
 def is_transient(error: BaseException) -> bool:

@@ -174,7 +174,7 @@ def test_a_storage_that_is_away_for_a_while(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [2, 3, 5, 7])
+@pytest.mark.parametrize("every", [3, 5, 7])
 def test_answers_that_are_lost(every: int, job_on: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection ends after the database has done what it was told, and before it says so."""
     job = job_on("sqlite", 8, heartbeat={"interval": 1, "grace": 2})
@@ -340,10 +340,10 @@ def notes_where_it_begins(job: Job, settings: Mapping[str, Any], seed: int, fold
 @pytest.mark.slow
 def test_a_real_training_that_is_killed_ends_as_if_it_was_not(tmp_path: Path) -> None:
     keys: dict[str, Any] = {
-        "budget": {"trials": 2, "timesteps": 8192},
+        "budget": {"trials": 2, "timesteps": 4096},
         "objective": {"episodes": 10, "chunks": 4},
         "space": {
-            "n_steps": {"choices": [32, 64]},
+            "n_steps": {"choices": [128, 256]},
             "n_envs": {"choices": [1, 2]},
             "n_epochs": {"high": 2},
             "network": {"choices": ["8x8"]},
@@ -356,7 +356,7 @@ def test_a_real_training_that_is_killed_ends_as_if_it_was_not(tmp_path: Path) ->
     run = killed.folder / "trial_00001" / "seed_1"
     try:
         wait_until((run / "scores.json").exists)  # each seed has come to the first judgement
-        time.sleep(0.3)
+        time.sleep(0.1)
         assert first.is_alive()
     finally:
         first.kill()
