@@ -115,10 +115,11 @@ def check(job: Job) -> Counter[str]:
     failed = [trial for trial in trials if trial.state is TrialState.FAIL]
     assert not [trial for trial in failed if "error" in trial.user_attrs]
     dead = [trial for trial in failed if NOT_RUN not in trial.user_attrs]
-    taken_up = Counter(trial.user_attrs[RETRY_OF] for trial in trials if _runs(trial) and RETRY_OF in trial.user_attrs)
-    for number, times in taken_up.items():
-        assert times == 1
-        assert trials[number] in dead
+    heirs = [trial for trial in trials if NOT_RUN not in trial.user_attrs and RETRY_OF in trial.user_attrs]
+    taken_up = {trial.user_attrs[RETRY_OF] for trial in heirs}
+    assert all(trials[number] in dead for number in taken_up)
+    begun_heirs = Counter(trial.user_attrs[RETRY_OF] for trial in heirs if WORKER in trial.user_attrs)
+    assert set(begun_heirs.values()) <= {1}
     begun = [trial for trial in dead if WORKER in trial.user_attrs]
     given_up = [trial for trial in begun if trial.number not in taken_up]
     for trial in given_up:  # dead twice
@@ -133,10 +134,6 @@ def check(job: Job) -> Counter[str]:
         given_up=len(given_up),
         not_run=len(failed) - len(dead),
     )
-
-
-def _runs(trial: FrozenTrial) -> bool:
-    return NOT_RUN not in trial.user_attrs
 
 
 def _check_complete(job: Job, shared: SharedStudy, trial: FrozenTrial) -> None:

@@ -161,11 +161,11 @@ def _folder_away(job: Job, _request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_storage_that_is_away_for_a_while(
     kind: str, away: Any, job_on: MakeJob, request: pytest.FixtureRequest
 ) -> None:
-    job = job_on(kind, 25)
+    job = job_on(kind, 14)
     with workers_of(job, 2):
         with away(job, request):
             time.sleep(AWAY)
-        assert SharedStudy(job).counts().finished < 25
+        assert SharedStudy(job).counts().finished < 14
     found = check(job)
     assert found["begun"] == 0  # nobody was taken for dead, as nobody could give signs of life
     for index in range(2):
@@ -174,10 +174,10 @@ def test_a_storage_that_is_away_for_a_while(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("every", [3, 5, 7])
+@pytest.mark.parametrize("every", [3, 7])
 def test_answers_that_are_lost(every: int, job_on: MakeJob, monkeypatch: pytest.MonkeyPatch) -> None:
     """The connection ends after the database has done what it was told, and before it says so."""
-    job = job_on("sqlite", 8, heartbeat={"interval": 1, "grace": 2})
+    job = job_on("sqlite", 4, heartbeat={"interval": 1, "grace": 2})
     SharedStudy(job)
     commit = sqlalchemy.orm.Session.commit
     commits = 0
