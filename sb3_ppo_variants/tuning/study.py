@@ -171,9 +171,10 @@ class SharedStudy:
 
     def _require_same_job(self, create: bool) -> None:
         ours = self.job.identity()
+        trials = self.trials()  # before the other one: its worker writes them down afterwards
         theirs = self.study.user_attrs.get(IDENTITY)
         if theirs is None:
-            if self.trials():
+            if trials:
                 raise ValueError(
                     f"the study {self.job.name!r} in {self.storage.name} is none of ours: give the job another name"
                 )

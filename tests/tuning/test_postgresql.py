@@ -340,10 +340,12 @@ def notes_where_it_begins(job: Job, settings: Mapping[str, Any], seed: int, fold
 @pytest.mark.slow
 def test_a_real_training_that_is_killed_ends_as_if_it_was_not(tmp_path: Path) -> None:
     keys: dict[str, Any] = {
-        "budget": {"trials": 2, "timesteps": 4096},
+        "environment": "Pendulum-v1",
+        "budget": {"trials": 2, "timesteps": 6400},
         "objective": {"episodes": 10, "chunks": 4},
         "space": {
-            "n_steps": {"choices": [128, 256]},
+            "n_steps": {"choices": [200, 400]},  # episodes, of 200 steps each, end with the rollouts
+            "n_minibatches": {"choices": [1, 2, 4]},
             "n_envs": {"choices": [1, 2]},
             "n_epochs": {"high": 2},
             "network": {"choices": ["8x8"]},
