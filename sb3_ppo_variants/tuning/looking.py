@@ -8,7 +8,7 @@ import sqlalchemy
 import sqlalchemy.exc
 
 from sb3_ppo_variants.tuning.job import Job
-from sb3_ppo_variants.tuning.storage import JOURNAL, Patience
+from sb3_ppo_variants.tuning.storage import JOURNAL, Patience, parse_url, without_password
 from sb3_ppo_variants.tuning.study import SharedStudy
 
 
@@ -29,14 +29,14 @@ def look_at(job: Job) -> SharedStudy:
 
 def _database(job: Job) -> tuple[str, bool]:
     """A database's name, and whether optuna has been in it. What is wrong with one is said when it is opened."""
+    name = without_password(job.url)
     try:
-        url = sqlalchemy.engine.make_url(job.url)
-        name = url.render_as_string(hide_password=True)
+        url = parse_url(job.url, name)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
             return name, False
         engine = sqlalchemy.create_engine(url)
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError):
-        return job.url, True
+        return name, True
     try:
         return name, Patience(name, job.patience).call(lambda: sqlalchemy.inspect(engine).has_table("studies"))
     except sqlalchemy.exc.SQLAlchemyError:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import functools
+import importlib.util
 import json
+import math
 import os
+import re
+import socket
 import sys
 import time
+import uuid
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import optuna
 import sqlalchemy
 import sqlalchemy.event
 import sqlalchemy.exc
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend, JournalFileSymlinkLock
+from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._file import BaseJournalFileLock
 
 from sb3_ppo_variants.tuning.job import Heartbeat, Job
 
@@ -27,8 +37,30 @@ JOURNAL = "journal:"
 # Seconds between two tries: doubled from the first to the last.
 FIRST_WAIT = 0.2
 LONGEST_WAIT = 10.0
-# Seconds for which SQLite itself waits for another process's lock.
-SQLITE_TIMEOUT = 30
+# Seconds for which nothing is said of a storage that does not answer.
+SILENT = 1.0
+# Seconds for which SQLite itself waits for another process's lock, and PostgreSQL's driver for a connection.
+SQLITE_TIMEOUT = 2
+CONNECT_TIMEOUT = 10
+# Seconds for which a journal's lock is waited for at a time; those after which one of another machine's is removed.
+LOCK_TIMEOUT = 2.0
+LOCK_GRACE = 30.0
+# PostgreSQL's driver notices by itself, within about a minute, that a server no longer hears it.
+KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
+NEEDS_DRIVER = 'needs the [postgresql] extra: pip install "sb3-ppo-variants[postgresql]"'
+# Tries to make a new database's tables, where others make them at the same time.
+TABLE_TRIES = 10
+
+# SQLSTATE of what fails where another process makes the same tables: duplicate table, duplicate type.
+_MADE_BY_ANOTHER = frozenset({"42P07", "42710"})
+# What no waiting mends. The server's words, as libpq keeps the code of a refused connection to itself;
+# where the server speaks another language, patience has to run out.
+_REFUSALS = re.compile(
+    r"password authentication failed|no password supplied|authentication failed for user|no pg_hba\.conf entry"
+    r'|(database|role) ".*" does not exist|permission denied for database|is not permitted to log in'
+)
+# MySQL's: access denied, unknown database.
+_MYSQL_REFUSALS = frozenset({1044, 1045, 1049})
 
 
 class StorageError(ValueError):
@@ -40,35 +72,50 @@ class Patience:
 
     :param name: of the storage, for messages
     :param seconds: for which it is asked again; 0: never
+    :param longest_wait: seconds between two tries, at most; an answer that comes later is trouble
     """
 
-    def __init__(self, name: str, seconds: float):
+    def __init__(self, name: str, seconds: float, longest_wait: float = LONGEST_WAIT):
         self._name, self._seconds = name, seconds
+        self._longest_wait = min(longest_wait, LONGEST_WAIT)
+        self._trouble = -math.inf
+
+    def seconds_without_trouble(self) -> float:
+        """Since an answer of the storage last was late; infinity: none was."""
+        return time.monotonic() - self._trouble
 
     def call(self, function: Callable[[], Result]) -> Result:
         """What the function returns, once it does.
 
         :raises StorageError: if it fails for longer than patience lasts
         """
-        deadline: float | None = None
+        asked = time.monotonic()
+        began: float | None = None
         wait = FIRST_WAIT
         while True:
             try:
-                return function()
+                result = function()
             except (OSError, sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError) as error:
                 if not is_transient(error):
                     raise
                 now = time.monotonic()
-                if deadline is None:
-                    deadline = now + self._seconds
-                elif wait > 1:  # the first few tries are nobody's concern
-                    print(f"{self._name} does not answer ({_cause(error)}); asking again", file=sys.stderr)
-                if now >= deadline:
+                self._note(now - asked)
+                began = now if began is None else began
+                if now - began >= self._seconds:
                     raise StorageError(
                         f"storage {self._name} did not answer for {self._seconds:g} seconds: {_cause(error)}"
                     ) from error
-                time.sleep(min(wait, max(0.0, deadline - now)))
-                wait = min(2 * wait, LONGEST_WAIT)
+                if now - began > SILENT:  # the first few tries are nobody's concern
+                    print(f"{self._name} does not answer ({_cause(error)}); asking again", file=sys.stderr)
+                time.sleep(min(wait, began + self._seconds - now))
+                wait = min(2 * wait, self._longest_wait)
+            else:
+                self._note(time.monotonic() - asked)
+                return result
+
+    def _note(self, seconds: float) -> None:
+        if seconds > self._longest_wait:
+            self._trouble = time.monotonic()
 
 
 def is_transient(error: BaseException) -> bool:
@@ -77,8 +124,16 @@ def is_transient(error: BaseException) -> bool:
         return error.__cause__ is not None and is_transient(error.__cause__)
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         passing = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
-        return isinstance(error, passing) or error.connection_invalidated
-    return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError))
+        return (isinstance(error, passing) or error.connection_invalidated) and not _is_refusal(error.orig)
+    # The last one follows, within one operation of optuna's, a connection that was lost.
+    return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError))
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether a server has answered, and will answer the same again."""
+    if error is None:
+        return False
+    return bool(_REFUSALS.search(str(error))) or (bool(error.args) and error.args[0] in _MYSQL_REFUSALS)
 
 
 def _cause(error: BaseException) -> str:
@@ -89,6 +144,15 @@ def _cause(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
+def without_password(url: str) -> str:
+    """A storage's URL as it may be shown, even where it is no URL."""
+    try:
+        url = sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        url = re.sub(r"//.*@", "//***@", url)
+    return re.sub(r"(password=)[^&]*", r"\1***", url)
+
+
 # ------------------------------------------------------------------ databases
 
 
@@ -97,7 +161,12 @@ class _PatientDatabase(RDBStorage):
 
     def __init__(self, patience: Patience, url: str, **arguments: Any):
         self.patience = patience
-        super().__init__(url, **arguments)
+        try:
+            super().__init__(url, **arguments)
+        except BaseException:
+            if hasattr(self, "engine"):
+                self.engine.dispose()
+            raise
         if self.engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "begin", _begin_alone)
 
@@ -152,20 +221,9 @@ for _name in _OPERATIONS:
         setattr(_PatientDatabase, _name, _patient(getattr(RDBStorage, _name)))
 
 
-def _open_database(url: str, heartbeat: Heartbeat, patience: Patience, on_stale: Any) -> RDBStorage:
-    try:
-        parsed = sqlalchemy.engine.make_url(url)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        raise StorageError(
-            "storage must be journal:<file> or a URL such as sqlite:///study.db or postgresql://user@host/database; "
-            f"got {url!r}"
-        ) from None
-    name = parsed.render_as_string(hide_password=True)
-    arguments: dict[str, Any] = {"pool_pre_ping": True}  # connections that a restarted server has forgotten
-    if parsed.get_backend_name() == "sqlite":
-        arguments = {"connect_args": {"timeout": SQLITE_TIMEOUT, "isolation_level": None}}
-        if parsed.database and parsed.database != ":memory:":
-            _make_folder(Path(parsed.database).parent, name)
+def _open_database(name: str, url: str, heartbeat: Heartbeat, patience: Patience) -> RDBStorage:
+    parsed = parse_url(url, name)
+    arguments = _engine_arguments(parsed, name)
 
     def connect() -> RDBStorage:
         with warnings.catch_warnings():
@@ -173,17 +231,69 @@ def _open_database(url: str, heartbeat: Heartbeat, patience: Patience, on_stale:
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             return _PatientDatabase(
                 patience,
-                url,
+                parsed.render_as_string(hide_password=False),
                 engine_kwargs=arguments,
                 heartbeat_interval=heartbeat.interval,
                 grace_period=heartbeat.grace,
-                heartbeat_stale_trial_callback=on_stale,
             )
 
     try:
-        return patience.call(connect)
-    except (sqlalchemy.exc.SQLAlchemyError, ImportError, RuntimeError) as error:
+        return patience.call(lambda: _make_tables(connect))
+    except ImportError as error:
+        what = NEEDS_DRIVER if parsed.get_backend_name() == "postgresql" else f"cannot be used: {error}"
+        raise StorageError(f"storage {name} {what}") from error
+    except (sqlalchemy.exc.SQLAlchemyError, optuna.exceptions.StorageInternalError, RuntimeError) as error:
         raise StorageError(f"storage {name} cannot be used: {_cause(error)}") from error
+
+
+def parse_url(url: str, name: str) -> sqlalchemy.URL:
+    """A URL with a driver that is installed, where it leaves the choice: SQLAlchemy's own depends on its version."""
+    try:
+        parsed = sqlalchemy.engine.make_url(url)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        raise StorageError(
+            "storage must be journal:<file> or a URL such as sqlite:///study.db or postgresql://user@host/database; "
+            f"got {name!r}"
+        ) from None
+    if parsed.drivername != "postgresql":
+        return parsed
+    for driver in ("psycopg", "psycopg2"):
+        if _is_installed(driver):
+            return parsed.set(drivername=f"postgresql+{driver}")
+    raise StorageError(f"storage {name} {NEEDS_DRIVER}")
+
+
+def _is_installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _engine_arguments(url: sqlalchemy.URL, name: str) -> dict[str, Any]:
+    if url.get_backend_name() == "sqlite":
+        if url.database and url.database != ":memory:":
+            _make_folder(Path(url.database).parent, name)
+        return {"connect_args": {"timeout": SQLITE_TIMEOUT, "isolation_level": None}}
+    arguments: dict[str, Any] = {"pool_pre_ping": True}  # connections that a restarted server has forgotten
+    if url.get_backend_name() == "postgresql":
+        options = {"connect_timeout": CONNECT_TIMEOUT, **KEEPALIVES}
+        arguments["connect_args"] = {key: value for key, value in options.items() if key not in url.query}
+    return arguments
+
+
+def _make_tables(connect: Callable[[], RDBStorage]) -> RDBStorage:
+    """Open a database, whose tables others may be making at the same time."""
+    for tries_left in reversed(range(TABLE_TRIES)):
+        try:
+            return connect()
+        except sqlalchemy.exc.IntegrityError:  # the version of the tables was written twice
+            if not tries_left:
+                raise
+            time.sleep(FIRST_WAIT)
+        except sqlalchemy.exc.ProgrammingError as error:
+            code = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+            if code not in _MADE_BY_ANOTHER or not tries_left:
+                raise
+            time.sleep(FIRST_WAIT)
+    raise AssertionError("unreachable")
 
 
 def _make_folder(folder: Path, name: str) -> None:
@@ -196,6 +306,100 @@ def _make_folder(folder: Path, name: str) -> None:
 # ------------------------------------------------------------------ the journal
 
 
+class _JournalLock(BaseJournalFileLock):
+    """Whoever holds it may write: a link beside the journal, which is made or not made on any file system.
+
+    What a killed holder leaves is removed at once by the next process of the same machine, and after a while by those
+    of others. Optuna's own has all wait for that while, whoever was killed.
+
+    :param path: of the journal
+    """
+
+    def __init__(self, path: Path):
+        self._link = path.with_name(f"{path.name}.lock")
+        self._local = path.with_name(f"{path.name}.lock.local")
+        self._file: IO[bytes] | None = None
+        self._seen: tuple[int, float] | None = None
+
+    def acquire(self) -> bool:
+        """Wait for the lock, for a while.
+
+        :raises TimeoutError: if another process has it all that time
+        """
+        deadline = time.monotonic() + LOCK_TIMEOUT
+        with ExitStack() as stack:
+            file = stack.enter_context(open(self._local, "ab"))
+            # The kernel's lock excludes processes of this machine only, for sure, but knows when one is dead.
+            is_alone = _until(deadline, lambda: _lock_file(file))
+            if not _until(deadline, lambda: self._make_link(is_alone), at_least_once=True):
+                raise TimeoutError(errno.ETIMEDOUT, "another process writes to it", str(self._link))
+            self._file, self._seen = file, None
+            stack.pop_all()  # closed by release()
+        return True
+
+    def _make_link(self, is_alone: bool) -> bool:
+        try:
+            self._link.symlink_to(_machine())
+            return True
+        except FileExistsError:
+            if self._is_left_behind(is_alone):
+                self._link.unlink(missing_ok=True)
+            return False
+
+    def _is_left_behind(self, is_alone: bool) -> bool:
+        try:
+            holder, made = str(self._link.readlink()), self._link.lstat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        if is_alone and holder == _machine():
+            return True
+        now = time.monotonic()
+        if self._seen is None or self._seen[0] != made:
+            self._seen = made, now
+        return now - self._seen[1] > LOCK_GRACE
+
+    def release(self) -> None:
+        """Give it up; it may be another's already, if this process stood still."""
+        assert self._file is not None
+        try:
+            if str(self._link.readlink()) == _machine():
+                self._link.unlink()
+        except FileNotFoundError:
+            pass
+        finally:
+            self._file.close()
+            self._file = None
+
+
+def _until(deadline: float, succeeds: Callable[[], bool], at_least_once: bool = False) -> bool:
+    """Whether something succeeds before a time of the monotonic clock."""
+    wait = 0.001
+    while at_least_once or time.monotonic() < deadline:
+        at_least_once = False
+        if succeeds():
+            return True
+        time.sleep(wait)
+        wait = min(2 * wait, 0.05)
+    return False
+
+
+def _lock_file(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+@functools.cache
+def _machine() -> str:
+    """What no two running machines have in common, and all processes of one do, in whatever container."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return f"{socket.gethostname()}-{uuid.getnode():x}"
+
+
 class _MendedJournal(JournalFileBackend):
     """Optuna's file of operations, which a writer that is killed cannot spoil for the others.
 
@@ -204,7 +408,7 @@ class _MendedJournal(JournalFileBackend):
 
     def __init__(self, path: Path, patience: Patience):
         self._path, self._patience = path, patience
-        self._writing = JournalFileSymlinkLock(str(path.resolve()))
+        self._writing = _JournalLock(path.resolve())
         super().__init__(str(path), lock_obj=self._writing)
 
     def read_logs(self, log_number_from: int) -> Iterator[dict[str, Any]]:  # type: ignore[override]
@@ -219,27 +423,35 @@ class _MendedJournal(JournalFileBackend):
         self._patience.call(lambda: self._append(logs))
 
     def _append(self, logs: list[dict[str, Any]]) -> None:
+        lines = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
         self._writing.acquire()
         try:
-            whole = _length_of_whole_lines(self._path)
-            if whole < self._path.stat().st_size:
-                os.truncate(self._path, whole)
+            with open(self._path, "a+b", opener=_open_existing) as file:
+                whole = _length_of_whole_lines(file)
+                if whole < file.seek(0, os.SEEK_END):
+                    file.truncate(whole)
+                file.write(lines.encode())
+                file.flush()
+                os.fsync(file.fileno())
         finally:
             self._writing.release()
-        super().append_logs(logs)
 
 
-def _length_of_whole_lines(path: Path) -> int:
+def _open_existing(path: str, flags: int) -> int:
+    """As :func:`os.open`, but no new journal is begun where the old one is away."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
+def _length_of_whole_lines(file: IO[bytes]) -> int:
     """The number of bytes up to the end of the last line that has one."""
-    with path.open("rb") as file:
-        end = file.seek(0, os.SEEK_END)
-        while end > 0:
-            start = max(0, end - 4096)
-            file.seek(start)
-            found = file.read(end - start).rfind(b"\n")
-            if found >= 0:
-                return start + found + 1
-            end = start
+    end = file.seek(0, os.SEEK_END)
+    while end > 0:
+        start = max(0, end - 4096)
+        file.seek(start)
+        found = file.read(end - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        end = start
     return 0
 
 
@@ -257,7 +469,8 @@ class SignsOfLife:
 
         :raises OSError: if the file cannot be changed
         """
-        self._folder.mkdir(parents=True, exist_ok=True)
+        for folder in (self._folder.parent, self._folder):  # but not the journal's, which may be away for a while
+            folder.mkdir(exist_ok=True)
         (self._folder / f"{number}").touch()
 
     def of(self, number: int) -> int | None:
@@ -292,27 +505,28 @@ def _open_journal(path: Path, patience: Patience) -> JournalStorage:
 class Storage:
     """A job's storage, opened.
 
-    :param on_stale: called by optuna with the study and a trial whose worker's heartbeats have ended
     :raises StorageError: if it cannot be
     """
 
-    def __init__(self, job: Job, on_stale: Callable[[optuna.Study, optuna.trial.FrozenTrial], None]):
+    def __init__(self, job: Job):
         url = job.url
         is_journal = url.startswith(JOURNAL)
         path = Path(url.removeprefix(JOURNAL))
-        self.name = url if is_journal else _without_password(url)
-        self.patience = Patience(self.name, job.patience)
+        self.name = url if is_journal else without_password(url)
+        self.patience = Patience(self.name, job.patience, job.heartbeat.interval)
         self.signs: SignsOfLife | None = None
         """of a journal; None: the database's own heartbeats"""
         if is_journal:
             self.signs = SignsOfLife(path.with_name(f"{path.name}.alive") / job.name)
             self.backend: BaseStorage = _open_journal(path, self.patience)
         else:
-            self.backend = _open_database(url, job.heartbeat, self.patience, on_stale)
+            database = _open_database(self.name, url, job.heartbeat, self.patience)
+            self.backend = database
+            weakref.finalize(self, database.engine.dispose)  # closes its connections
 
+    def stale(self, study_id: int) -> frozenset[int]:
+        """Ids of a study's trials that a database, by its own clock, has not heard of for longer than the grace period.
 
-def _without_password(url: str) -> str:
-    try:
-        return sqlalchemy.engine.make_url(url).render_as_string(hide_password=True)
-    except (sqlalchemy.exc.ArgumentError, ValueError):
-        return url
+        Those of which it has never heard are not among them. Of a journal: none.
+        """
+        return frozenset(self.backend._get_stale_trial_ids(study_id) if isinstance(self.backend, RDBStorage) else ())

@@ -17,14 +17,17 @@ from optuna.trial import FrozenTrial, TrialState
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.tuning.job import Choice, Job
 from sb3_ppo_variants.tuning.spaces import has_papers_values, paper_params, suggest
-from sb3_ppo_variants.tuning.storage import Storage
+from sb3_ppo_variants.tuning.storage import Storage, StorageError
 
 # User attributes of a trial.
 RETRY_OF = "retry_of"
 """number of the trial whose worker died, which this one goes on with"""
 FIRST_NUMBER = "first_number"
 """number of the first of those, which names their folder"""
+KEEPS_PLACE = "keeps_place"
+"""whether that one had begun: this one goes on in its place in the budget"""
 WORKER = "worker"
+"""who trains it, once it is known that it is to be trained"""
 ORIGIN = "origin"
 """where parameters come from that no sampler drew: one of the next two"""
 PAPER, NEAREST = "paper", "nearest to the paper"
@@ -35,7 +38,11 @@ NOT_RUN = "not_run"
 IDENTITY = "job"
 """user attribute of the study: what all its trials have in common"""
 
+FIXED = "fixed_params"
+"""system attribute in which optuna keeps the parameters of a queued trial"""
+
 FINISHED = (TrialState.COMPLETE, TrialState.PRUNED)
+AnyTrial = FrozenTrial | optuna.Trial
 # Draws in a row that somebody has already had, after which the space is taken to have no others.
 MAX_DRAWS = 50
 # Those after which parameters are drawn evenly: a sampler that has made up its mind draws the same again and again.
@@ -140,7 +147,7 @@ class SharedStudy:
         self.job, self.worker = job, worker
         sampler, pruner = make_sampler(job, worker), make_pruner(job)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        self.storage = Storage(job, lambda _study, trial: self._retry(trial))
+        self.storage = Storage(job)
         try:
             self.study = optuna.load_study(
                 study_name=job.name, storage=self.storage.backend, sampler=sampler, pruner=pruner
@@ -160,13 +167,14 @@ class SharedStudy:
             )
         self._require_same_job(create)
         self._even_sampler = optuna.samplers.RandomSampler(seed=_seed(job, f"{worker}/evenly"))
-        self._watch = _Watch(job.heartbeat.grace)
+        self._silence, self._orphans = _Watch(job.heartbeat.grace), _Watch(job.heartbeat.grace)
 
     def _require_same_job(self, create: bool) -> None:
         ours = self.job.identity()
+        trials = self.trials()  # before the other one: its worker writes them down afterwards
         theirs = self.study.user_attrs.get(IDENTITY)
         if theirs is None:
-            if self.trials():
+            if trials:
                 raise ValueError(
                     f"the study {self.job.name!r} in {self.storage.name} is none of ours: give the job another name"
                 )
@@ -190,9 +198,7 @@ class SharedStudy:
 
     def counts(self) -> Counts:
         """How many trials are in which state."""
-        states = [trial.state for trial in self.trials()]
-        order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
-        return Counts(*map(states.count, order))
+        return _count(self.trials())
 
     def folder_of(self, trial: FrozenTrial) -> Path:
         """The folder of a trial, which those share that go on with it."""
@@ -212,25 +218,27 @@ class SharedStudy:
         draws = 0
         while True:
             self.take_from_the_dead()
-            counts = self.counts()
+            trials = self.trials()
+            counts = _count(trials)
             if counts.finished >= self.job.budget.trials:
                 return None
-            taken = counts.finished + counts.running
+            taken = counts.finished + counts.running + len(_lost(trials))
             if not counts.waiting and taken >= self.job.budget.trials:
                 wait(min(self.job.heartbeat.interval, 1.0))
                 continue
-            if not self.trials():
+            if not trials:
                 self.enqueue_paper()
             try:
                 trial = self._ask(evenly=draws >= PATIENT_DRAWS)
-                reason = self._reason_not_to_run(trial)
-                if reason is None:
+                refusal = self._reason_not_to_run(trial)
+                if refusal is None:
+                    trial.set_user_attr(WORKER, self.worker)
                     return trial
-                trial.set_user_attr(NOT_RUN, reason)
+                trial.set_user_attr(NOT_RUN, refusal.reason)
             except optuna.exceptions.UpdateFinishedTrialError:  # taken from us: this process had stood still
                 continue
             self.finish(trial, TrialState.FAIL)
-            draws += 1
+            draws += refusal.was_drawn_before
             if draws >= MAX_DRAWS:
                 raise ValueError(
                     f"space: {MAX_DRAWS} draws in a row gave parameters that other trials have: widen it, or lower "
@@ -240,7 +248,7 @@ class SharedStudy:
     def enqueue_paper(self) -> None:
         """Queue a trial of the paper's values, unless there is one that did not end by an error."""
         papers = [trial for trial in self.trials() if trial.user_attrs.get(ORIGIN) in (PAPER, NEAREST)]
-        if not all("error" in trial.user_attrs or NOT_RUN in trial.user_attrs for trial in papers):
+        if not all(_is_explained(trial) for trial in papers):
             return
         job = self.job
         params = paper_params(job.algorithm, job.environment, job.space)
@@ -259,12 +267,11 @@ class SharedStudy:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "Heartbeat of storage is supposed to be used with", UserWarning)
                 trial = self.study.ask()
-            # One that was put back may look dead, by its last heartbeat, until it has the first new one: the next line
-            # tells if somebody has taken it for that.
             self.beat(trial)
-            trial.set_user_attr(WORKER, self.worker)
             try:
                 suggest(self.job.space, trial)
+            except StorageError:
+                raise
             except (TypeError, ValueError, IndexError) as error:  # of a sampler whose options do not fit
                 trial.set_user_attr("error", f"{type(error).__name__}: {error}")
                 self.finish(trial, TrialState.FAIL)
@@ -273,89 +280,113 @@ class SharedStudy:
             self.study.sampler = sampler
         return trial
 
-    def _reason_not_to_run(self, trial: optuna.Trial) -> str | None:
+    def _reason_not_to_run(self, trial: optuna.Trial) -> _Refusal | None:
         """Why a trial that was just begun is given up again; None: it is not.
 
         Each worker writes its parameters down before it looks at those of others: of two that drew the same, one sees
-        the other, at least.
+        the other, at least. What was queued twice, as two workers did so at once, or one did not get the answer to the
+        first time, runs once: the first of them.
         """
-        if {RETRY_OF, INTERRUPTED} & set(trial.user_attrs):
-            return None
-        others = [other for other in self.trials() if other.number != trial.number]
+        trials = self.trials()
+        others = [other for other in trials if other.number != trial.number]
         for other in others:
-            if other.state in (*FINISHED, TrialState.RUNNING) and other.params == trial.params:
-                return f"trial {other.number} has the same parameters"
+            if _is_same_entry(other, trial) and other.number < trial.number:
+                return _Refusal(f"trial {other.number} was queued for the same", False)
+        for other in others:
+            unfailed = other.state is not TrialState.FAIL and not _is_same_entry(other, trial)
+            if unfailed and other.params == trial.params:
+                return _Refusal(f"trial {other.number} has the same parameters", True)
+        if _has_its_place(trial):
+            return None
         before = [
             other
             for other in others
             if other.state in (*FINISHED, TrialState.WAITING)
-            or (other.state is TrialState.RUNNING and other.number < trial.number)
+            or (other.state is TrialState.RUNNING and (other.number < trial.number or _has_its_place(other)))
         ]
-        if len(before) >= self.job.budget.trials:
-            return "the others use up the budget"
+        if len(before) + len(_lost(trials)) >= self.job.budget.trials:
+            return _Refusal("the others use up the budget", False)
         return None
 
     # ------------------------------------------------------------------ the dead
 
-    def beat(self, trial: optuna.Trial) -> bool:
-        """Give a sign of life of a trial.
-
-        :return: whether it is still this worker's
-        """
+    def beat(self, trial: optuna.Trial) -> None:
+        """Give a sign of life of a trial."""
         if self.storage.signs is None:
             backend: Any = self.storage.backend
             backend.record_heartbeat(trial._trial_id)
         else:
             signs = self.storage.signs
             self.storage.patience.call(lambda: signs.record(trial.number))
+
+    def is_ours(self, trial: optuna.Trial) -> bool:
+        """Whether a trial is still this worker's: it is not if its heartbeat was late."""
         return self.storage.backend.get_trial(trial._trial_id).state is TrialState.RUNNING
 
     def take_from_the_dead(self) -> None:
-        """Fail trials whose workers give no signs of life, and put them, once, at the head of the queue again."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            optuna.storages.fail_stale_trials(self.study)  # does nothing for a journal
-        running = {trial.number: trial for trial in self.trials([TrialState.RUNNING])}
-        for number in self._watch.silent({number: self._sign(trial) for number, trial in running.items()}):
+        """Fail trials whose workers give no signs of life, and put them, once, at the head of the queue again.
+
+        While the storage did not answer, nobody could tell it of his life: nobody is taken for dead soon after.
+        """
+        trials = self.trials()
+        running = {trial.number: trial for trial in trials if trial.state is TrialState.RUNNING}
+        stale = self.storage.stale(self.study._study_id) if running else frozenset()
+        silent = self._silence.silent({number: self._sign(trial, stale) for number, trial in running.items()})
+        lost = {trial.number: trial for trial in _lost(trials)}
+        # Whose FAIL was written by a worker that did not live to queue them again, or did not learn that it was.
+        orphans = [lost[number] for number in self._orphans.silent(dict.fromkeys(lost, "lost"))]
+        if self.storage.patience.seconds_without_trouble() <= self.job.heartbeat.grace:
+            return
+        at_once = {number for number, trial in running.items() if trial._trial_id in stale and not _was_put_back(trial)}
+        for number in sorted({*silent, *at_once}):
             trial = running[number]
             with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):  # another worker was faster
                 if self.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.FAIL):
-                    self._retry(trial)
+                    orphans.append(self.storage.backend.get_trial(trial._trial_id))
+        for trial in orphans:
+            self._retry(trial)
 
-    def _sign(self, trial: FrozenTrial) -> Any:
+    def _sign(self, trial: FrozenTrial, stale: Collection[int]) -> Any:
         """What changes while a trial's worker lives.
 
-        A database knows by its own clock when it was told last, but not of a trial whose worker died before that.
+        A database knows by its own clock when it was told last. But not of a trial whose worker died before that; and
+        one that was put back and has just been taken up again has only the signs of life of long ago.
         """
         if self.storage.signs is not None:
             return self.storage.signs.of(trial.number)
-        return time.monotonic() if WORKER in trial.user_attrs else None
+        is_silent = WORKER not in trial.user_attrs or trial._trial_id in stale
+        return None if is_silent else time.monotonic()
 
     def _retry(self, trial: FrozenTrial) -> None:
         """Queue what a dead worker has left."""
         if self.storage.signs is not None:
             self.storage.signs.forget(trial.number)
-        if _count_retries(trial, {each.number: each for each in self.trials()}) >= MAX_RETRIES:
-            print(f"trial {trial.number} has lost its worker again and is given up")
+        trials = self.trials()
+        if trial.number not in {lost.number for lost in _lost(trials)}:
+            if WORKER in trial.user_attrs and _count_retries(trial, trials) >= MAX_RETRIES:
+                print(f"trial {trial.number} has lost its worker again and is given up")
             return
-        if not trial.params and "fixed_params" not in trial.system_attrs:
-            return  # nothing had been chosen yet
         first = trial.user_attrs.get(FIRST_NUMBER, trial.number)
         kept = {key: value for key, value in trial.user_attrs.items() if key == ORIGIN}
+        if _has_its_place(trial):
+            kept[KEEPS_PLACE] = True
         self.study.add_trial(
             optuna.create_trial(
                 state=TrialState.WAITING,
                 params=trial.params,
                 distributions=trial.distributions,
                 user_attrs={**kept, RETRY_OF: trial.number, FIRST_NUMBER: first},
-                system_attrs={key: value for key, value in trial.system_attrs.items() if key == "fixed_params"},
+                system_attrs={key: value for key, value in trial.system_attrs.items() if key == FIXED},
                 intermediate_values=trial.intermediate_values,
             )
         )
         print(f"trial {trial.number} has lost its worker and is taken up again")
 
     def put_back(self, trial: optuna.Trial) -> None:
-        """Leave a trial to whoever comes next: same number, same parameters, same folder."""
+        """Leave a trial to whoever comes next: same number, same parameters, same folder.
+
+        :raises optuna.exceptions.UpdateFinishedTrialError: if it is another worker's by now
+        """
         trial.set_user_attr(INTERRUPTED, True)
         self.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.WAITING)
 
@@ -366,12 +397,13 @@ class SharedStudy:
         """
         try:
             self.study.tell(trial, value, state=state)
-        except (optuna.exceptions.UpdateFinishedTrialError, ValueError) as error:
+        except StorageError:
+            raise
+        except (optuna.exceptions.UpdateFinishedTrialError, ValueError):
             now = self.storage.backend.get_trial(trial._trial_id)
             if not now.state.is_finished():
                 raise
             # Told twice, as the answer to the first time was lost; or failed by another worker in the meantime.
-            del error
             return now.state is state
         finally:
             if self.storage.signs is not None:
@@ -379,14 +411,74 @@ class SharedStudy:
         return True
 
 
-def _count_retries(trial: FrozenTrial, by_number: dict[int, FrozenTrial]) -> int:
-    def ancestors() -> Iterator[int]:
+class _Refusal(NamedTuple):
+    """Why a trial is not run."""
+
+    reason: str
+    was_drawn_before: bool
+    """whether another trial has its parameters"""
+
+
+def _count(trials: Collection[FrozenTrial]) -> Counts:
+    states = [trial.state for trial in trials]
+    order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
+    return Counts(*map(states.count, order))
+
+
+def _was_put_back(trial: AnyTrial) -> bool:
+    return INTERRUPTED in trial.user_attrs
+
+
+def _has_its_place(trial: AnyTrial) -> bool:
+    """Whether it was found, of this trial or of the one that it goes on with, that the budget has a place for it."""
+    return WORKER in trial.user_attrs or KEEPS_PLACE in trial.user_attrs
+
+
+def _is_same_entry(one: AnyTrial, other: AnyTrial) -> bool:
+    """Whether two trials are the same entry of the queue, made twice."""
+    if RETRY_OF in one.user_attrs or RETRY_OF in other.user_attrs:
+        return one.user_attrs.get(RETRY_OF) == other.user_attrs.get(RETRY_OF)
+    are_papers = {one.user_attrs.get(ORIGIN), other.user_attrs.get(ORIGIN)} <= {PAPER, NEAREST}
+    return are_papers and not _is_explained(one) and not _is_explained(other)
+
+
+def _is_explained(trial: AnyTrial) -> bool:
+    """Whether a trial says why it has failed, or is about to: its worker did not die of it."""
+    return "error" in trial.user_attrs or NOT_RUN in trial.user_attrs
+
+
+def _lost(trials: Collection[FrozenTrial]) -> list[FrozenTrial]:
+    """Trials that dead workers have left, and that nobody has queued again yet: their places are taken, still.
+
+    Of one that was just drawn, nothing is lost.
+    """
+    taken_up = {trial.user_attrs.get(RETRY_OF) for trial in trials}
+    return [
+        trial
+        for trial in trials
+        if trial.state is TrialState.FAIL
+        and trial.number not in taken_up
+        and not _is_explained(trial)
+        and (WORKER in trial.user_attrs or RETRY_OF in trial.user_attrs or FIXED in trial.system_attrs)
+        and _count_retries(trial, trials) < MAX_RETRIES
+    ]
+
+
+def _count_retries(trial: FrozenTrial, trials: Collection[FrozenTrial]) -> int:
+    """How often a trial was taken up again before; where its worker died before it said so, that does not count."""
+
+    if RETRY_OF not in trial.user_attrs:
+        return 0
+    by_number = {each.number: each for each in trials}
+
+    def ancestors() -> Iterator[FrozenTrial]:
         number = trial.user_attrs.get(RETRY_OF)
         while number is not None and number in by_number:
-            yield number
+            yield by_number[number]
             number = by_number[number].user_attrs.get(RETRY_OF)
 
-    return sum(1 for _ in ancestors())
+    retries = sum(1 for each in ancestors() if WORKER in each.user_attrs)
+    return retries if WORKER in trial.user_attrs else 0
 
 
 def _difference(theirs: Any, ours: Any) -> str:

@@ -11,10 +11,12 @@ import threading
 import time
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
 from sb3_ppo_variants.resume.folder import RunFolder
@@ -70,40 +72,50 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
     trainings: list[Training] = []
     began = time.monotonic()
     try:
-        with _Heartbeat(shared, trial) as heartbeat, signals.heard():
+        with _Heartbeat(shared, trial), signals.heard():
             for seed in job.training_seeds:
                 trainings.append(make(job, settings, seed, folder / f"seed_{seed}"))
-            value = evaluate(trial, job, trainings, frozen.intermediate_values, heartbeat.is_ours)
+            value = evaluate(trial, job, trainings, frozen.intermediate_values, lambda: shared.is_ours(trial))
         state, words = TrialState.COMPLETE, f"{value:.4g}"
     except optuna.TrialPruned as pruned:
         state, value, words = TrialState.PRUNED, None, f"pruned {pruned}"
     except FloatingPointError as error:
-        _stop(trainings)
-        trial.set_user_attr("diverged", str(error))
+        with suppress(UpdateFinishedTrialError):  # finish() tells of that
+            trial.set_user_attr("diverged", str(error))
         state, value, words = TrialState.PRUNED, None, f"diverged: {error}"
-    except (LostTrialError, optuna.exceptions.UpdateFinishedTrialError):
+    except (LostTrialError, UpdateFinishedTrialError):
         _stop(trainings)
-        _say(shared, f"trial {trial.number} was given to another worker: this one's heartbeat was late")
+        _say_lost(shared, trial)
         return False
-    except (KeyboardInterrupt, SystemExit):
-        _stop(trainings)
-        shared.put_back(trial)
-        _say(shared, f"trial {trial.number} is put back; tune run goes on with it")
-        raise
-    except StorageError:
-        _stop(trainings)
-        raise
     except BaseException as error:
         _stop(trainings)
-        trial.set_user_attr("error", "".join(traceback.format_exception_only(error)).strip())
-        shared.finish(trial, TrialState.FAIL)
+        try:
+            _leave(shared, trial, error)
+        except UpdateFinishedTrialError:
+            _say_lost(shared, trial)
         raise
     _stop(trainings)
     counts = _finish(shared, trial, folder, state, value)
-    _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
+    if counts:
+        _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
+    else:
+        _say_lost(shared, trial)
     trainings.clear()
     gc.collect()  # models hold themselves in cycles, and a rollout may be large
     return counts
+
+
+def _leave(shared: SharedStudy, trial: optuna.Trial, error: BaseException) -> None:
+    """Say in the study what has ended this worker.
+
+    :raises optuna.exceptions.UpdateFinishedTrialError: if the trial is another worker's by now
+    """
+    if isinstance(error, (KeyboardInterrupt, SystemExit)):
+        shared.put_back(trial)
+        _say(shared, f"trial {trial.number} is put back; tune run goes on with it")
+    elif not isinstance(error, StorageError):  # which could not be told
+        trial.set_user_attr("error", "".join(traceback.format_exception_only(error)).strip())
+        shared.finish(trial, TrialState.FAIL)
 
 
 def _finish(shared: SharedStudy, trial: optuna.Trial, folder: Path, state: TrialState, value: float | None) -> bool:
@@ -142,17 +154,21 @@ def _say(shared: SharedStudy, words: str) -> None:
     print(f"[{shared.job.name}] {words}", flush=True)
 
 
+def _say_lost(shared: SharedStudy, trial: optuna.Trial) -> None:
+    _say(shared, f"trial {trial.number} was given to another worker: this one's heartbeat was late")
+
+
 def _stop(trainings: Sequence[Training]) -> None:
     for training in trainings:
         training.stop()
 
 
 class _Heartbeat:
-    """Gives signs of life of a trial, from a thread of its own, and notices when it is another worker's."""
+    """Gives signs of life of a trial, from a thread of its own."""
 
     def __init__(self, shared: SharedStudy, trial: optuna.Trial):
         self._shared, self._trial = shared, trial
-        self._ended, self._lost = threading.Event(), threading.Event()
+        self._ended = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
 
     def __enter__(self) -> _Heartbeat:
@@ -163,15 +179,10 @@ class _Heartbeat:
         self._ended.set()
         self._thread.join()
 
-    def is_ours(self) -> bool:
-        return not self._lost.is_set()
-
     def _beat(self) -> None:
         while not self._ended.wait(self._shared.job.heartbeat.interval):
             try:
-                if not self._shared.beat(self._trial):
-                    self._lost.set()
-                    return
+                self._shared.beat(self._trial)
             except StorageError as error:  # the worker itself will notice, when it next needs the storage
                 print(error, file=sys.stderr)
 

@@ -40,8 +40,8 @@ STORAGES = ("sqlite", "journal")
 
 
 def job_on(kind: str, folder: Path, trials: int = 4, **keys: Any) -> Job:
-    if kind == "journal":
-        keys = {"storage": f"journal:{folder / 'study.log'}", **keys}
+    url = f"journal:{folder / 'study.log'}" if kind == "journal" else f"sqlite:///{folder / 'study.db'}"
+    keys = {"storage": url, **keys}
     return job_in(folder, trials, **keys)
 
 
@@ -124,7 +124,7 @@ def test_another_job_of_the_same_name_is_refused(tmp_path: Path) -> None:
 
 
 def test_there_is_no_study_yet(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no study 'tiny' in sqlite:///.*; tune run begins one"):
+    with pytest.raises(ValueError, match=r"there is no study 'tiny' in journal:.*; tune run begins one"):
         status(job_in(tmp_path))
     assert not list(tmp_path.iterdir())  # looking makes nothing
 
@@ -184,7 +184,7 @@ def test_a_dead_workers_trial_is_taken_up_once(kind: str, tmp_path: Path) -> Non
 
 
 def test_a_worker_that_dies_before_its_first_heartbeat_is_noticed_too(tmp_path: Path) -> None:
-    job = job_in(tmp_path, 1)
+    job = job_on("sqlite", tmp_path, 1)
     shared = SharedStudy(job, "a")
     trial_id = shared.storage.backend.create_new_trial(shared.study._study_id)
     assert run_worker(job, "b", pretend) == 1
@@ -204,8 +204,7 @@ def test_a_worker_that_was_too_late_gives_its_trial_up(
                 other = SharedStudy(job, "other")
                 (trial,) = other.trials()
                 other.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-                other._retry(trial)
-                time.sleep(1.5)  # until the heartbeat notices
+                other._retry(SharedStudy(job).trials()[0])
             return super().advance(timesteps)
 
     assert run_worker(job, "a", Late) == 1
@@ -413,9 +412,9 @@ def test_no_password_is_told(tmp_path: Path) -> None:
 
 def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SQLITE_TIMEOUT", 0.1)
-    job = job_in(tmp_path, 2, patience=20)
+    job = job_on("sqlite", tmp_path, 2, patience=20)
     SharedStudy(job)
-    lock = sqlite3.connect(job.folder / "study.db", isolation_level=None, check_same_thread=False)
+    lock = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
     lock.execute("BEGIN EXCLUSIVE")
     timer = threading.Timer(1.5, lambda: lock.execute("ROLLBACK"))
     timer.start()
@@ -426,7 +425,7 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     lock.execute("BEGIN EXCLUSIVE")
     with pytest.raises(StorageError, match=r"did not answer for 0\.3 seconds: database is locked"):
-        SharedStudy(job_in(tmp_path, 2, patience=0.3))
+        SharedStudy(job_on("sqlite", tmp_path, 2, patience=0.3))
     lock.close()
 
 
@@ -472,7 +471,7 @@ def test_a_folder_that_is_still_in_use_is_left_alone(tmp_path: Path, monkeypatch
     assert shared.next_trial() is not None
     (trial,) = shared.trials()
     shared.storage.backend.set_trial_state_values(trial._trial_id, state=TrialState.FAIL)
-    shared._retry(trial)
+    shared._retry(shared.trials()[0])
     with RunFolder(shared.folder_of(trial) / "seed_1000").owned():
         assert run_worker(job, "other", pretend) == 1
     assert (job.folder / "trial_00000_again_1" / "seed_1000" / "progress.json").is_file()

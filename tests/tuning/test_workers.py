@@ -29,8 +29,8 @@ if __name__ == "__main__":
 
 
 def keys_of(kind: str, folder: Path) -> dict[str, Any]:
-    storage = {"storage": f"journal:{folder / 'study.log'}"} if kind == "journal" else {}
-    return {**storage, "heartbeat": {"interval": 1, "grace": 8}}  # on a busy machine a process may stand still
+    url = f"journal:{folder / 'study.log'}" if kind == "journal" else f"sqlite:///{folder / 'study.db'}"
+    return {"storage": url, "heartbeat": {"interval": 1, "grace": 8}}  # on a busy machine a process may stand still
 
 
 def params_of(trials: list[FrozenTrial]) -> set[str]:
@@ -73,7 +73,7 @@ def test_a_signal_puts_the_trials_of_all_workers_back(number: signal.Signals, tm
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         time.sleep(0.5)
-        if not (job.folder / "study.db").exists():
+        if not (job.folder / "study.log").exists():
             continue
         trials = SharedStudy(job).trials()
         if len({trial.user_attrs.get(WORKER) for trial in trials if trial.state is TrialState.COMPLETE}) == 2:
