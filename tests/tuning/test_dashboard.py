@@ -29,16 +29,15 @@ import sys
 from sb3_ppo_variants.tuning import serve_dashboard
 from tests.tuning.studies import job_in
 from pathlib import Path
-keys = {"storage": sys.argv[2]} if len(sys.argv) > 2 else {}
-serve_dashboard(job_in(Path(sys.argv[1]), **keys), port=0)
+storage = sys.argv[2] if len(sys.argv) > 2 else None
+serve_dashboard(job_in(Path(sys.argv[1]), storage=storage), port=0)
 """
 # A proxy of the machine's has nothing to do with its own addresses.
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 def job_of(kind: str, folder: Path, **keys: Any) -> Job:
-    storage: dict[str, Any] = {"storage": f"journal:{folder / 'study.log'}"} if kind == "journal" else {}
-    return job_in(folder, **storage, **keys)
+    return job_in(folder, storage=f"journal:{folder / 'study.log'}" if kind == "journal" else None, **keys)
 
 
 @contextmanager
@@ -82,7 +81,7 @@ def test_trials_and_importances_are_served(kind: str, tmp_path: Path) -> None:
 
 
 def test_a_study_is_followed_and_cannot_be_changed(tmp_path: Path) -> None:
-    job = job_in(tmp_path, trials=2)
+    job = job_of("sqlite", tmp_path, trials=2)
     run_worker(job, "a", pretend)
     with served(job) as server:
         base = server.address.partition("/dashboard")[0]
@@ -90,7 +89,7 @@ def test_a_study_is_followed_and_cannot_be_changed(tmp_path: Path) -> None:
             request = urllib.request.Request(f"{base}{path}", data=b"{}", method=method)
             with pytest.raises(urllib.error.HTTPError, match="405"):
                 DIRECT.open(request, timeout=60)
-        run_worker(job_in(tmp_path, trials=3), "b", pretend)
+        run_worker(job_of("sqlite", tmp_path, trials=3), "b", pretend)
         assert len(json.loads(get(base, "/api/studies/1"))["trials"]) == 3
     assert SharedStudy(job, create=False).counts().complete == 3
 
@@ -106,7 +105,7 @@ def test_looking_for_a_study_makes_nothing(kind: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_database_stays_empty(tmp_path: Path) -> None:
-    job = job_in(tmp_path)
+    job = job_of("sqlite", tmp_path)
     job.folder.mkdir()
     (job.folder / "study.db").touch()
     with pytest.raises(ValueError, match="there is no study 'tiny'"):
@@ -115,9 +114,9 @@ def test_an_empty_database_stays_empty(tmp_path: Path) -> None:
 
 
 def test_another_study_of_the_storage_is_not_this_one(tmp_path: Path) -> None:
-    run_worker(job_in(tmp_path, trials=1), "a", pretend)
+    run_worker(job_of("sqlite", tmp_path, trials=1), "a", pretend)
     with pytest.raises(ValueError, match="there is no study 'other'"):
-        serve_dashboard(job_in(tmp_path, name="other"))
+        serve_dashboard(job_of("sqlite", tmp_path, name="other"))
 
 
 def test_mistakes_are_named(
@@ -136,7 +135,7 @@ def test_mistakes_are_named(
         return error
 
     assert "there is no study 'tiny'" in say()
-    SharedStudy(job_in(tmp_path, trials=1, objective={}, seeds=3))
+    SharedStudy(job_of("sqlite", tmp_path, trials=1, objective={}, seeds=3))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert f"cannot listen at host '127.0.0.1', port {port} (Address already in use)" in say("--port", str(port))
