@@ -124,7 +124,7 @@ def test_mistakes_are_named(
 ) -> None:
     path = tmp_path / "job.yml"
     path.write_text(
-        "{name: tiny, algorithm: ppo_clip_paper, environment: CartPole-v1, budget: {trials: 1, timesteps: 40000}, "
+        "{name: tiny, algorithm: ppo_clip_paper, environment: CartPole-v1, budget: {trials: 1, timesteps: 160000}, "
         f"folder: {tmp_path / 'study'}}}"
     )
 
