@@ -165,6 +165,9 @@ class SharedStudy:
                 direction="maximize",
                 load_if_exists=True,  # another worker may have been faster
             )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                self.study.set_metric_names(["mean return"])  # for the dashboard
         self._require_same_job(create)
         self._even_sampler = optuna.samplers.RandomSampler(seed=_seed(job, f"{worker}/evenly"))
         self._silence, self._orphans = _Watch(job.heartbeat.grace), _Watch(job.heartbeat.grace)
