@@ -512,7 +512,7 @@ def test_options_of_samplers_and_pruners_are_checked(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=message):
             SharedStudy(job_in(tmp_path, **keys))
     job = job_in(tmp_path, sampler={"name": "tpe", "n_startup_trials": "x"})  # which optuna notices when it draws
-    with pytest.raises(ValueError, match="sampler tpe with {'n_startup_trials': 'x'}: "):
+    with pytest.raises(ValueError, match=r"sampler tpe with {'n_startup_trials': 'x'}: "):
         run_worker(job, "a", pretend)
     assert TrialState.RUNNING not in {trial.state for trial in SharedStudy(job).trials()}
     make: Callable[..., Job] = job_in
