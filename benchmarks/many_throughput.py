@@ -2,8 +2,8 @@
 
     python benchmarks/many_throughput.py [--env Hopper-v5 InvertedPendulum-v5] [--timesteps 4096] [--rounds 3]
 
-Eleven settings (Table 1: no clipping or penalty, three ε, three targets of the adaptive KL penalty, four β), three seeds
-of each, one environment, Table 3's other settings.
+Eleven settings (Table 1: no clipping or penalty, three ε, three targets of the adaptive KL penalty, four β), three
+seeds of each, one environment, Table 3's other settings.
 
 - **at once** is `train_many` of all 33, in one process on one core.
 - **SB3** is its `PPO` with the same settings as far as it has them (clipping only; the others have no peer there), its
@@ -69,7 +69,8 @@ def one_after_another(env: str, timesteps: int, peers: int) -> tuple[float, floa
     for seed in range(peers):
         model = PPO("MlpPolicy", env, seed=seed, device="cpu", **settings)
         steps += model.learn(timesteps).num_timesteps
-        model.env.close()
+        if model.env is not None:
+            model.env.close()
     return times.rates(steps)
 
 

@@ -117,7 +117,10 @@ class Group:
 
     def _minibatch(self, fields: Mapping[str, th.Tensor], constants: Mapping[str, th.Tensor]) -> Minibatch:
         values: dict[str, Any] = {_FIELDS[name]: field for name, field in fields.items()}
-        coefficients = {**self._zeros, **{name: value for name, value in constants.items() if name != "clip_range"}}
+        coefficients: dict[str, Any] = {
+            **self._zeros,
+            **{name: value for name, value in constants.items() if name != "clip_range"},
+        }
         values.setdefault("kl", None)
         return Minibatch(**values, clip_range=constants.get("clip_range"), coefficients=coefficients)
 

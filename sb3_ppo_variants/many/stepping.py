@@ -75,7 +75,7 @@ class PlainStepper(VecEnvStepper):
         self._vec_env: DummyVecEnv = model.env
         self._steps = [env.step for env in self._vec_env.envs]
         self._observations: list[Any] = [None] * model.n_envs
-        self._nothing = np.zeros(model.n_envs, dtype=bool)
+        self._dones = self._none_done = np.zeros(model.n_envs, dtype=bool)
 
     @classmethod
     def can_take(cls, model: Any) -> bool:
@@ -101,13 +101,12 @@ class PlainStepper(VecEnvStepper):
         self.model.num_timesteps += len(self._steps)
         if not ended:
             ends[:] = 0.0
+            self._dones = self._none_done
             return
-        dones = self._nothing.copy()
-        dones[list(ended)] = True
-        ends[:] = dones
+        self._dones = np.array([place in ended for place in range(len(ends))])
+        ends[:] = self._dones
         if np.isfinite(rewards).all():  # else check() tells
-            self._end_episodes(rewards, dones, [ended.get(place, {}) for place in range(len(dones))])
-        self.model._last_episode_starts = dones
+            self._end_episodes(rewards, self._dones, [ended.get(place, {}) for place in range(len(ends))])
 
     def check(self, rewards: np.ndarray) -> None:
         """Look at what the last step gave.
@@ -118,9 +117,10 @@ class PlainStepper(VecEnvStepper):
         self.model._require_finite(rewards, observations)
 
     def finish(self) -> None:
-        """As the base class's: tells the model of the last observations."""
+        """As the base class's: tells the model how the last step ended."""
         dtype = self.model.observation_space.dtype
         self.model._last_obs = np.array([np.asarray(each) for each in self._observations], dtype=dtype)
+        self.model._last_episode_starts = self._dones
 
 
 def stepper_of(model: Any) -> VecEnvStepper:

@@ -183,7 +183,7 @@ class Update:
             ratio=losses.probability_ratio(log_prob, fields["old_log_prob"]),
         )
         if "reference" in fields:
-            fields["kl"] = minibatches.reference(fields.pop("reference")).kl(distribution)
+            fields["kl"] = minibatches.reference(fields.pop("reference")).kl(distribution)  # type: ignore[arg-type]
         policy_loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
         value_loss = _mean_value_loss(self._clipped(values, fields["old_values"]), fields["returns"])
         loss = policy_loss + self._vf_coef[:, 0] * value_loss
