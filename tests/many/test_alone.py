@@ -99,7 +99,7 @@ def test_three_updates_on_recorded_rollouts_are_those_of_each_agent_alone(start:
     recorded: list[list[Any]] = [[], []]
     for models in recorded:
         for algorithm, own, seed in specs:
-            settings = {"n_steps": 96, "n_epochs": 4, **own}
+            settings = {"n_steps": 96, "n_epochs": 4, "batch_size": 32, **own}
             model = algorithm("MlpPolicy", make_vec_env("InvertedPendulum-v5"), seed=seed, device="cpu", **settings)
             model._setup_learn(1000)
             env: Any = model.env
