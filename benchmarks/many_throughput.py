@@ -10,7 +10,8 @@ seeds of each, one environment, Table 3's other settings.
   own defaults otherwise: `--peers` runs of them, one after another. Each of its runs takes as long as the next.
 - **two processes** (`--processes 2`): the agents divided among processes that run at once, against one with all.
 
-An agent-step is one timestep of one agent, its share of the updates included. Models are made outside of the time.
+An agent-step is one timestep of one agent, its share of the updates included, and of the making of models and
+environments, which counts the less the longer the trainings are.
 With fewer `--timesteps` than Table 3's horizon of 2048, the horizon is as short: for a quick look. They take turns in
 this process, after a short warm-up, and ratios are medians of the rounds' ratios, by CPU time: other programs of the
 machine change what a clock shows. How processes scale can only be told by the clock; it needs idle cores.
