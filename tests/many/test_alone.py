@@ -45,7 +45,7 @@ def test_three_iterations_are_those_of_each_agent_alone(env: str, n_envs: int, s
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_all_agents_stop_before_the_truncated_minibatch() -> None:
     settings: dict[str, Any] = {"n_steps": 50, "batch_size": 16, "n_epochs": 3, "target_kl": 1e-9}
-    specs = [(PPOClipPaper, {}, 0), (PPOAdaptiveKLPaper, {"target_kl": 1e-8}, 1)]
+    specs: list[Spec] = [(PPOClipPaper, {}, 0), (PPOAdaptiveKLPaper, {"target_kl": 1e-8}, 1)]
     for spec, model in zip(specs, train_many(specs, "CartPole-v1", 100, **settings), strict=True):
         assert_same(model, alone(spec, "CartPole-v1", 100, 1, **settings))
 
