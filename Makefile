@@ -35,9 +35,9 @@ lint: $(VENV)/.dev
 type: $(VENV)/.dev
 	$(RUN) mypy
 
-BENCHMARKS := update_throughput env_throughput train_throughput render_rate vec_env_overhead
+BENCHMARKS := update_throughput env_throughput train_throughput render_rate vec_env_overhead many_throughput tuning_overhead
 
-bench: $(VENV)/.bench  ## every speed claim of README and docs/scaling.md, beside its peer
+bench: $(VENV)/.bench  ## every speed claim of README and docs, beside its peer
 	for name in $(BENCHMARKS); do echo "== $$name"; $(VENV)/bin/python -u benchmarks/$$name.py || exit 1; done
 
 wheel-test: $(VENV)/.dev  ## install the built wheel in an empty environment and use it in an empty folder

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from sb3_ppo_variants.export import ExportError as ExportError
     from sb3_ppo_variants.export import export_policy as export_policy
     from sb3_ppo_variants.export import load_policy as load_policy
+    from sb3_ppo_variants.many.training import DivergenceWarning as DivergenceWarning
+    from sb3_ppo_variants.many.training import train_many as train_many
     from sb3_ppo_variants.on_policy import Minibatch as Minibatch
     from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm as PaperOnPolicyAlgorithm
     from sb3_ppo_variants.ppo_clip import PPOClipPaper as PPOClipPaper
@@ -45,6 +47,8 @@ _MODULE_OF = {
     "ExportedPolicy": "export",
     "export_policy": "export",
     "load_policy": "export",
+    "DivergenceWarning": "many.training",
+    "train_many": "many.training",
     "Minibatch": "on_policy",
     "PaperOnPolicyAlgorithm": "on_policy",
     "PPOClipPaper": "ppo_clip",

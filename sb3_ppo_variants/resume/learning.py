@@ -97,7 +97,7 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             raise BundleError(f"{folder.path} holds the bundles of a run: resume='auto' goes on with it")
         names = {"log_interval": log_interval, "tb_log_name": name, "progress_bar": progress_bar}
         with folder.owned():
-            run = _Run(self, folder, bundle_interval, names)
+            run = Run(self, folder, bundle_interval, names)
             bundle = folder.newest(run.check) if resume else None
             if bundle is None:
                 run.begin(total_timesteps, callback, reset_num_timesteps)
@@ -145,7 +145,7 @@ def _reading(bundle: Bundle) -> Iterator[None]:
         ) from error
 
 
-class _Run:
+class Run:
     """One ``learn`` with resume bundles.
 
     :param names: what else callbacks find in ``locals`` when the training starts, as in SB3's ``learn``
@@ -305,37 +305,56 @@ class _Run:
     def train(self) -> None:
         """Train to the end, and leave a bundle behind whatever happens."""
         model = self._model
-        self._snapshot()
-        with self._on_termination():
+        self.start()
+        with self.on_termination():
             try:
-                self._write()
+                self.write()
                 while model.num_timesteps < model._total_timesteps:
                     if not self._iterate():
                         break
-                self._write()
+                self.write()
             except BaseException as error:
-                self._leaving = True
-                self._leave_bundle(error)
+                self.leave(error)
                 raise
+        self.end()
+
+    def start(self) -> None:
+        """To be called before the first iteration: remembers the state that it begins with."""
+        self._snapshot()
+
+    def end(self) -> None:
+        """To be called when all is done."""
         self._callback.on_training_end()
 
     def _iterate(self) -> bool:
         """One iteration, as in SB3's ``learn``; False if a callback ended the training."""
-        model, log_interval = self._model, self._names["log_interval"]
+        model = self._model
         if not model.collect_rollouts(model.env, self._callback, model.rollout_buffer, n_rollout_steps=model.n_steps):
             return False
+        self.before_update()
+        model.train()
+        self.after_update()
+        return True
+
+    def before_update(self) -> None:
+        """What comes between a rollout and the update on it."""
+        model, log_interval = self._model, self._names["log_interval"]
         self._iteration += 1
         model._update_current_progress_remaining(model.num_timesteps, model._total_timesteps)
         self._follow_clock()
         if log_interval is not None and self._iteration % log_interval == 0:
             model.dump_logs(self._iteration)
-        model.train()
+
+    def after_update(self) -> None:
+        """What ends an iteration: the state is remembered, and written if it is time.
+
+        :raises SystemExit: if the process has been told to end
+        """
         self._snapshot()
         if time.monotonic() - self._last_write >= self._interval:
-            self._write()
+            self.write()
         if self._terminated:  # the exception was lost in somebody's destructor
             raise SystemExit(TERMINATED)
-        return True
 
     def _snapshot(self) -> None:
         """Remember the state after this iteration, in memory."""
@@ -363,7 +382,7 @@ class _Run:
             },
         )
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write the latest snapshot; the training goes on if that fails."""
         assert self._latest is not None
         num_timesteps, state = self._latest
@@ -382,18 +401,19 @@ class _Run:
         else:
             self._written, self._changed = num_timesteps, False
 
-    def _leave_bundle(self, error: BaseException) -> None:
-        """Write what the run has reached, and tell in the error how to go on."""
+    def leave(self, error: BaseException) -> None:
+        """Write what the run has reached before the error, and tell in it how to go on."""
+        self._leaving = True
         if self._bar is not None:
             self._bar.on_training_end()
-        self._write()
+        self.write()
         if self._written is not None and hasattr(error, "add_note"):  # Python 3.11
             error.add_note(
                 f"The run in {self._folder.path} can go on from {self._written} timesteps: learn(…, resume='auto')"
             )
 
     @contextmanager
-    def _on_termination(self) -> Iterator[None]:
+    def on_termination(self) -> Iterator[None]:
         """End the training on SIGTERM as Ctrl-C does: by an exception."""
         before = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread() or before in (signal.SIG_IGN, None):

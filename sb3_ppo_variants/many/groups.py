@@ -1,0 +1,157 @@
+"""Which agents of a stack share a surrogate, and that surrogate for all of them at a time.
+
+Shapes: ``P`` agents of the stack, ``G`` of a group; ``M`` samples of a minibatch, ``K`` minibatches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch as th
+
+from sb3_ppo_variants.on_policy import Minibatch, UpdateConstants
+from sb3_ppo_variants.ppo_clip import PPOClipPaper
+from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper
+from sb3_ppo_variants.ppo_unclipped import PPOUnclippedPaper
+from sb3_ppo_variants.resume.state import settings_of
+
+# Arguments of which each agent of a group has its own: none of them is read by an objective but through the minibatch.
+_OF_EACH_AGENT = frozenset(
+    {
+        "beta",
+        "beta_init",
+        "bootstrap_on_timeout",
+        "clip_actions",
+        "clip_range",
+        "clip_range_vf",
+        "ent_coef",
+        "gae_lambda",
+        "gamma",
+        "kl_target",
+        "learning_rate",
+        "log_std_schedule",
+        "max_grad_norm",
+        "normalize_advantage",
+        "policy_kwargs",
+        "stats_window_size",
+        "stepsize_bounds",
+        "stepsize_kl_target",
+        "target_kl",
+        "vf_coef",
+        "weight_init",
+    }
+)
+# Objectives that treat (G, M) as (M,), given coefficients (G, 1); any other is mapped over the agents.
+_ELEMENTWISE: frozenset[Any] = frozenset(
+    {PPOClipPaper.objective, PPOAdaptiveKLPaper.objective, PPOUnclippedPaper.objective}
+)
+# What the minibatches of an update tell an objective, beside the constants.
+_FIELDS = {
+    "features": "observations",
+    "actions": "actions",
+    "advantages": "advantages",
+    "returns": "returns",
+    "old_values": "old_values",
+    "old_log_prob": "old_log_prob",
+    "values": "values",
+    "log_prob": "log_prob",
+    "entropy": "entropy",
+    "ratio": "ratio",
+    "kl": "kl",
+}
+
+
+class Group:
+    """Agents of one class whose settings differ in nothing but numbers that the minibatch tells.
+
+    :param indices: of the agents in the stack
+    :param models: theirs
+    :param constants: of this update
+    """
+
+    def __init__(self, indices: list[int], models: Sequence[Any], constants: Sequence[UpdateConstants]):
+        self.indices = indices
+        is_run = indices == list(range(indices[0], indices[-1] + 1))
+        self._rows: Any = slice(indices[0], indices[-1] + 1) if is_run else th.tensor(indices)
+        self._model = models[0]
+        self.needs_kl: bool = self._model.needs_kl
+        self._constants: dict[str, th.Tensor] = {}
+        if constants[0].clip_range is not None:
+            self._constants["clip_range"] = _tensor([each.clip_range for each in constants])
+        self._zeros: dict[str, float] = {}
+        for name, value in constants[0].coefficients.items():
+            if value == 0:
+                self._zeros[name] = 0.0
+            else:
+                self._constants[name] = _tensor([each.coefficients[name] for each in constants])
+
+    def objective(self, fields: Mapping[str, th.Tensor]) -> th.Tensor:
+        """The objective of each sample, ``(G, M)``.
+
+        :param fields: of the whole stack's minibatch, ``(P, M, …)``
+        """
+        fields = {name: fields[name][self._rows] for name in self._names(fields)}
+        if type(self._model).objective in _ELEMENTWISE:
+            columns = {name: value.unsqueeze(1) for name, value in self._constants.items()}
+            return self._model.objective(self._minibatch(fields, columns))
+        mapped = th.func.vmap(lambda *each: self._model.objective(self._minibatch(*each)))
+        objective: th.Tensor = mapped(fields, self._constants)
+        return objective
+
+    def metrics(self, fields: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
+        """The algorithm's own metrics of each minibatch, ``(K, G)`` by name.
+
+        :param fields: of ``K`` minibatches of the whole stack, ``(K, P, M, …)``
+        """
+        fields = {name: fields[name][:, self._rows] for name in self._names(fields)}
+
+        def metrics(*each: Any) -> dict[str, th.Tensor]:
+            return self._model.minibatch_metrics(self._minibatch(*each))
+
+        found: dict[str, th.Tensor] = th.func.vmap(th.func.vmap(metrics), in_dims=(0, None))(fields, self._constants)
+        return found
+
+    def _names(self, fields: Mapping[str, th.Tensor]) -> list[str]:
+        return [name for name in _FIELDS if name in fields and (name != "kl" or self.needs_kl)]
+
+    def _minibatch(self, fields: Mapping[str, th.Tensor], constants: Mapping[str, th.Tensor]) -> Minibatch:
+        values: dict[str, Any] = {_FIELDS[name]: field for name, field in fields.items()}
+        coefficients: dict[str, Any] = {
+            **self._zeros,
+            **{name: value for name, value in constants.items() if name != "clip_range"},
+        }
+        values.setdefault("kl", None)
+        return Minibatch(**values, clip_range=constants.get("clip_range"), coefficients=coefficients)
+
+
+def groups_of(models: Sequence[Any], constants: Sequence[UpdateConstants]) -> list[Group]:
+    """The groups of a stack's agents in this update; a coefficient of 0 makes a group of its own, being a term that
+    is off."""
+    members: dict[Any, list[int]] = {}
+    for index, (model, each) in enumerate(zip(models, constants, strict=True)):
+        off = tuple(sorted((name, value == 0) for name, value in each.coefficients.items()))
+        members.setdefault((group_key(model), each.clip_range is None, off), []).append(index)
+    return [
+        Group(indices, [models[index] for index in indices], [constants[index] for index in indices])
+        for indices in members.values()
+    ]
+
+
+def group_key(model: Any) -> tuple[Any, ...]:
+    """What the models of a group have in common."""
+    settings = {name: value for name, value in settings_of(model).items() if name not in _OF_EACH_AGENT}
+    return type(model), tuple(sorted((name, repr(value)) for name, value in settings.items()))
+
+
+def in_order(groups: Sequence[Group]) -> Callable[[th.Tensor], th.Tensor]:
+    """What puts values of the groups' agents, ``(P, …)`` one group after the other, into the order of the stack."""
+    indices = [index for group in groups for index in group.indices]
+    if indices == sorted(indices):
+        return lambda values: values
+    inverse = th.tensor(indices).argsort()
+    return lambda values: values.index_select(0, inverse)
+
+
+def _tensor(values: Sequence[Any]) -> th.Tensor:
+    return th.tensor([float(value) for value in values])

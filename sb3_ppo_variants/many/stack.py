@@ -1,0 +1,94 @@
+"""The parameters of several agents as one stack, taken out of their models and written back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_ppo_variants.many.actions import stacked_actions
+from sb3_ppo_variants.many.agent import Agent
+from sb3_ppo_variants.many.networks import StackedPerceptron
+from sb3_ppo_variants.many.optimizer import StackedAdam
+
+
+class Stack:
+    """Networks, action distributions and optimisers of several agents.
+
+    :param agents: of one shape (see ``shapes.py``); the stack begins as their models and optimisers are
+    """
+
+    def __init__(self, agents: Sequence[Agent]):
+        self.agents = list(agents)
+        models = [agent.model for agent in agents]
+        self.actor = StackedPerceptron([actor_layers(model) for model in models])
+        self.critic = StackedPerceptron([critic_layers(model) for model in models])
+        self.actions = stacked_actions(models)
+        tensors = [*self.actor.tensors, *self.critic.tensors, *self.actions.tensors]
+        gradients = [*self.actor.gradients, *self.critic.gradients, *self.actions.gradients]
+        self.optimizer = StackedAdam(tensors, gradients)
+        self._tensors = tensors
+        for index in range(len(agents)):
+            self._load_moments(index)
+
+    def _load_moments(self, index: int) -> None:
+        model = self.agents[index].model
+        first, second = (
+            self._parts(index, self.optimizer.first_moments),
+            self._parts(index, self.optimizer.second_moments),
+        )
+        for parameter, *parts in zip(_parameters(model), first, second, strict=True):
+            state = model.policy.optimizer.state.get(parameter)
+            if state:
+                for part, name in zip(parts, ("exp_avg", "exp_avg_sq"), strict=True):
+                    part.copy_(state[name])
+                self.optimizer.counts[index] = int(state["step"])
+
+    @th.no_grad()
+    def store(self, index: int) -> None:
+        """Write an agent's weights, and its optimiser's state, back into its model."""
+        model, count = self.agents[index].model, self.optimizer.counts[index]
+        parts = [self._parts(index, each) for each in (self._tensors, self.optimizer.first_moments)]
+        parts.append(self._parts(index, self.optimizer.second_moments))
+        for parameter, value, first, second in zip(_parameters(model), *parts, strict=True):
+            parameter.copy_(value)
+            if not count or not parameter.requires_grad:
+                continue
+            state = model.policy.optimizer.state[parameter]
+            if not state:
+                state["step"] = th.tensor(0.0)
+                state["exp_avg"], state["exp_avg_sq"] = th.zeros_like(parameter), th.zeros_like(parameter)
+            state["step"].fill_(count)
+            state["exp_avg"].copy_(first)
+            state["exp_avg_sq"].copy_(second)
+
+    def is_finite(self) -> list[bool]:
+        """Whether each agent's weights are free of NaN and infinity."""
+        finite = [tensor.isfinite().flatten(start_dim=1).all(dim=1) for tensor in self._tensors]
+        flags: list[bool] = th.stack(finite).all(dim=0).tolist()
+        return flags
+
+    def _parts(self, index: int, tensors: Sequence[th.Tensor]) -> list[th.Tensor]:
+        n_actor, n_critic = len(self.actor.tensors), len(self.critic.tensors)
+        actor, critic, rest = tensors[:n_actor], tensors[n_actor : n_actor + n_critic], tensors[n_actor + n_critic :]
+        parts = self.actor.parts_of(index, actor) + self.critic.parts_of(index, critic)
+        return [*parts, *(tensor[index, 0] for tensor in rest)]
+
+
+def actor_layers(model: Any) -> list[nn.Module]:
+    """The modules between the features and the action distribution's parameters."""
+    return [*model.policy.mlp_extractor.policy_net, model.policy.action_net]
+
+
+def critic_layers(model: Any) -> list[nn.Module]:
+    """The modules between the features and V(s)."""
+    return [*model.policy.mlp_extractor.value_net, model.policy.value_net]
+
+
+def _parameters(model: Any) -> list[nn.Parameter]:
+    """A model's parameters in the order of a stack's tensors."""
+    layers: list[Any] = [*actor_layers(model)[::2], *critic_layers(model)[::2]]
+    log_std = [model.policy.log_std] if hasattr(model.policy, "log_std") else []
+    return [parameter for layer in layers for parameter in (layer.weight, layer.bias)] + log_std

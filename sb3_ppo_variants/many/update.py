@@ -1,0 +1,267 @@
+"""One update of several agents: the epochs of Algorithm 1, a minibatch of every agent at a time.
+
+Shapes: ``P`` agents, ``N`` samples of a rollout and ``M`` of a minibatch of each agent, ``K`` minibatches.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch as th
+
+from sb3_ppo_variants import losses
+from sb3_ppo_variants.distributions import ActionDistribution, Categorical, Gaussian
+from sb3_ppo_variants.many.groups import Group, groups_of, in_order
+from sb3_ppo_variants.many.metrics import EpochRecord, UpdateMetrics
+from sb3_ppo_variants.many.rollout import EVALUATION_ROWS, RolloutSamples
+from sb3_ppo_variants.many.stack import Stack
+from sb3_ppo_variants.on_policy import ADVANTAGE_EPSILON, EARLY_STOPPING_FACTOR, UpdateConstants
+from sb3_ppo_variants.optimizer import prefer_fused
+
+_mean_value_loss = th.func.vmap(losses.value_loss)
+_approximate_kl = th.func.vmap(losses.approximate_kl)
+
+
+class Minibatches:
+    """A rollout, from which each epoch takes every agent's samples in an order of the agent's own."""
+
+    def __init__(self, samples: RolloutSamples, with_reference: bool, reference: Gaussian | Categorical):
+        self._fields: dict[str, th.Tensor] = {
+            "features": samples.features,
+            "actions": samples.actions,
+            "advantages": samples.advantages,
+            "returns": samples.returns,
+            "old_values": samples.old_values,
+            "old_log_prob": samples.old_log_prob,
+        }
+        self._std = reference.std if isinstance(reference, Gaussian) else None
+        if with_reference:
+            self._fields["reference"] = reference.mean if isinstance(reference, Gaussian) else reference.logits[0]
+        self._n_samples = samples.advantages.shape[1]
+
+    def epoch(self, orders: np.ndarray, batch_size: int) -> list[dict[str, th.Tensor]]:
+        """Whole minibatches ``(K, P, M, …)`` by field, then the truncated one, if any, likewise with ``K`` of 1.
+
+        :param orders: of the samples, ``(P, N)``
+        """
+        n_agents, n_samples = orders.shape
+        rows = th.from_numpy(orders + np.arange(n_agents)[:, None] * n_samples)
+        whole = n_samples // batch_size * batch_size
+        parts = [(rows[:, :whole], batch_size), (rows[:, whole:], n_samples - whole)]
+        return [self._take(part, size) for part, size in parts if part.shape[1]]
+
+    def _take(self, rows: th.Tensor, size: int) -> dict[str, th.Tensor]:
+        n_agents = len(rows)
+        order = rows.reshape(n_agents, -1, size).transpose(0, 1).flatten()
+        return {
+            name: field.flatten(end_dim=1).index_select(0, order).view(-1, n_agents, size, *field.shape[2:])
+            for name, field in self._fields.items()
+        }
+
+    def reference(self, field: th.Tensor) -> ActionDistribution:
+        """π_old's distributions at a minibatch, from its field."""
+        return Categorical((field,)) if self._std is None else Gaussian(field, self._std)
+
+
+class Update:
+    """One update of the agents of a stack.
+
+    :param stack: its agents' models tell settings and schedules
+    :param samples: of the rollouts
+    """
+
+    def __init__(self, stack: Stack, samples: RolloutSamples):
+        self._stack, self._agents = stack, stack.agents
+        self._models = [agent.model for agent in stack.agents]
+        self._active = [agent.error is None for agent in stack.agents]
+        self._constants: list[UpdateConstants] = []
+        self._samples = samples._replace(advantages=self._standardized(samples.advantages))
+
+    def run(self) -> None:
+        """Make the update, tell the models of it, and let their rules act for the next one.
+
+        An agent whose training has diverged gets its ``error`` set; its model is as it was before.
+        """
+        for model, active in zip(self._models, self._active, strict=True):
+            model.n_iterations += active
+            prefer_fused(model.policy.optimizer)
+            model._update_learning_rate(model.policy.optimizer)
+        self._constants = [model._update_constants() for model in self._models]
+        groups = groups_of(self._models, self._constants)
+        self._in_order = in_order(groups)
+        self._set_coefficients()
+        reference = self._stack.actions.distribution(self._samples.output)
+        minibatches = Minibatches(self._samples, any(group.needs_kl for group in groups), reference)
+        metrics = UpdateMetrics(groups)
+        optimizer = self._stack.optimizer
+        optimizer.begin(
+            [model.policy.optimizer.param_groups[0] for model in self._models],
+            [model.max_grad_norm for model in self._models],
+        )
+        for _ in range(self._models[0].n_epochs):
+            if any(self._active):
+                self._run_epoch(groups, minibatches, metrics)
+        optimizer.finish()
+        with th.no_grad():
+            kl = self._mean_kl(reference)
+        self._conclude(metrics.means(), kl)
+
+    def _standardized(self, advantages: th.Tensor) -> th.Tensor:
+        """The advantages, standardised over the batch where an agent asks for that."""
+        mean = advantages.mean(dim=1, keepdim=True)
+        std = advantages.std(dim=1, correction=0, keepdim=True) + ADVANTAGE_EPSILON
+        return th.where(
+            self._column([model.normalize_advantage == "batch" for model in self._models]),
+            (advantages - mean) / std,
+            advantages,
+        )
+
+    def _column(self, values: Sequence[Any]) -> th.Tensor:
+        column = th.tensor(values)
+        return (column if column.dtype is th.bool else column.float()).unsqueeze(1)
+
+    def _set_coefficients(self) -> None:
+        constants = self._constants
+        per_minibatch = [model.normalize_advantage is True for model in self._models]
+        self._per_minibatch = self._column(per_minibatch) if any(per_minibatch) else None
+        self._ent_coef = (
+            self._column([each.ent_coef for each in constants])
+            if any(each.ent_coef != 0 for each in constants)
+            else None
+        )
+        self._vf_coef = self._column([each.vf_coef for each in constants])
+        limits = [each.clip_range_vf for each in constants]
+        self._clips_values = self._column([limit is not None for limit in limits])
+        self._clip_range_vf = (
+            self._column([0.0 if limit is None else limit for limit in limits])
+            if any(limit is not None for limit in limits)
+            else None
+        )
+        targets = [model.target_kl for model in self._models]
+        self._kl_limits = (
+            th.tensor([math.inf if target is None else EARLY_STOPPING_FACTOR * target for target in targets])
+            if any(target is not None for target in targets)
+            else None
+        )
+
+    def _run_epoch(self, groups: list[Group], minibatches: Minibatches, metrics: UpdateMetrics) -> None:
+        n_samples = self._samples.advantages.shape[1]
+        orders = np.zeros((len(self._agents), n_samples), dtype=np.int64)
+        for index, agent in enumerate(self._agents):
+            if self._active[index]:
+                orders[index] = agent.order.permutation(n_samples)
+                agent.model._n_updates += 1
+        for part in minibatches.epoch(orders, self._models[0].batch_size):
+            record = EpochRecord(part)
+            for number in range(len(part["advantages"])):
+                if any(self._active):
+                    self._minibatch_step(
+                        groups, {name: field[number] for name, field in part.items()}, minibatches, record
+                    )
+            if record.counts.any():
+                metrics.add(record)
+
+    def _minibatch_step(
+        self, groups: list[Group], fields: dict[str, th.Tensor], minibatches: Minibatches, record: EpochRecord
+    ) -> None:
+        stack = self._stack
+        fields["advantages"] = self._standardize_minibatch(fields["advantages"])
+        with th.no_grad():
+            output, actor_inputs = stack.actor.forward(fields["features"])
+            raw_values, critic_inputs = stack.critic.forward(fields["features"])
+        output.requires_grad_()
+        raw_values.requires_grad_()
+        leaves = stack.actions.leaves()
+        log_prob, entropy, distribution = stack.actions.evaluate(output, fields["actions"], leaves)
+        values = raw_values.squeeze(-1)
+        fields.update(
+            log_prob=log_prob,
+            entropy=entropy,
+            values=values,
+            ratio=losses.probability_ratio(log_prob, fields["old_log_prob"]),
+        )
+        if "reference" in fields:
+            fields["kl"] = minibatches.reference(fields.pop("reference")).kl(distribution)  # type: ignore[arg-type]
+        policy_loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
+        value_loss = _mean_value_loss(self._clipped(values, fields["old_values"]), fields["returns"])
+        loss = policy_loss + self._vf_coef[:, 0] * value_loss
+        if self._ent_coef is not None:
+            loss = loss - self._ent_coef[:, 0] * entropy.mean(dim=1)
+        by_output, by_values, *by_leaves = th.autograd.grad(
+            loss.sum(), [output, raw_values, *leaves], allow_unused=True, materialize_grads=True
+        )
+        with th.no_grad():
+            record.add(fields, self._active, loss=loss, policy_gradient_loss=policy_loss, value_loss=value_loss)
+            stack.actor.backward(actor_inputs, by_output)
+            stack.critic.backward(critic_inputs, by_values)
+            stack.actions.accumulate(by_leaves)
+            self._stop_early(log_prob, fields["old_log_prob"])
+            stack.optimizer.step(self._active)
+
+    def _standardize_minibatch(self, advantages: th.Tensor) -> th.Tensor:
+        if self._per_minibatch is None or advantages.shape[1] < 2:
+            return advantages
+        mean, std = advantages.mean(dim=1, keepdim=True), advantages.std(dim=1, keepdim=True)
+        return th.where(self._per_minibatch, (advantages - mean) / (std + ADVANTAGE_EPSILON), advantages)
+
+    def _clipped(self, values: th.Tensor, old_values: th.Tensor) -> th.Tensor:
+        if self._clip_range_vf is None:
+            return values
+        return th.where(self._clips_values, losses.clipped_values(values, old_values, self._clip_range_vf), values)
+
+    def _stop_early(self, log_prob: th.Tensor, old_log_prob: th.Tensor) -> None:
+        """Leave out the agents whose ``target_kl`` forbids this step and those that follow."""
+        if self._kl_limits is None:
+            return
+        exceeds = (_approximate_kl(log_prob - old_log_prob) > self._kl_limits).tolist()
+        self._active = [active and not stops for active, stops in zip(self._active, exceeds, strict=True)]
+
+    def _mean_kl(self, reference: Gaussian | Categorical) -> list[float]:
+        """E[KL[π_old, π_new]] over the whole batch of each agent, in nats."""
+        total = th.zeros(len(self._agents))
+        features = self._samples.features
+        for start in range(0, features.shape[1], EVALUATION_ROWS):
+            rows = slice(start, start + EVALUATION_ROWS)
+            new: Any = self._stack.actions.distribution(self._stack.actor.forward(features[:, rows])[0])
+            if isinstance(reference, Gaussian):
+                old: Any = Gaussian(reference.mean[:, rows], reference.std)
+            else:
+                old = Categorical((reference.logits[0][:, rows],))
+            total += old.kl(new).sum(dim=1)
+        means: list[float] = (total / features.shape[1]).tolist()
+        return means
+
+    def _conclude(self, means: list[dict[str, float]], kls: list[float]) -> None:
+        """Store the new weights and let each model log the update and prepare the next."""
+        finite = self._stack.is_finite()
+        values, returns = self._samples.old_values.numpy(), self._samples.returns.numpy()
+        for index, (agent, kl) in enumerate(zip(self._agents, kls, strict=True)):
+            model = agent.model
+            if agent.error is not None:
+                continue
+            if not math.isfinite(means[index]["loss"]):
+                agent.error = model._divergence(f"the loss is {means[index]['loss']}")
+            elif model._steers_by_kl and not math.isfinite(kl):
+                agent.error = model._divergence(f"KL[π_old, π_new] is {kl}")
+            elif not finite[index]:
+                agent.error = model._divergence("a weight of the policy is not finite")
+            else:
+                self._stack.store(index)
+                rollout: Any = _ValuesAndReturns(values[index], returns[index])
+                model._log_update(means[index], kl, self._constants[index], rollout)
+                model._adapt_stepsize(kl)
+                model.after_update(kl)
+
+
+class _ValuesAndReturns:
+    """What a model's log reads of a rollout."""
+
+    def __init__(self, values: np.ndarray, returns: np.ndarray):
+        self._pair = values, returns
+
+    def values_and_returns(self) -> tuple[np.ndarray, np.ndarray]:
+        """V_old(s) and V_targ of all samples, ``(N,)`` each."""
+        return self._pair
