@@ -35,7 +35,7 @@ lint: $(VENV)/.dev
 type: $(VENV)/.dev
 	$(RUN) mypy
 
-BENCHMARKS := update_throughput env_throughput train_throughput render_rate vec_env_overhead
+BENCHMARKS := update_throughput env_throughput train_throughput render_rate vec_env_overhead many_throughput
 
 bench: $(VENV)/.bench  ## every speed claim of README and docs/scaling.md, beside its peer
 	for name in $(BENCHMARKS); do echo "== $$name"; $(VENV)/bin/python -u benchmarks/$$name.py || exit 1; done

@@ -11,7 +11,8 @@ seeds of each, one environment, Table 3's other settings.
 - **two processes** (`--processes 2`): the agents divided among processes that run at once, against one with all.
 
 An agent-step is one timestep of one agent, its share of the updates included. Models are made outside of the time.
-They take turns in this process, and ratios are medians of the rounds' ratios, by CPU time: other programs of the
+With fewer `--timesteps` than Table 3's horizon of 2048, the horizon is as short: for a quick look. They take turns in
+this process, after a short warm-up, and ratios are medians of the rounds' ratios, by CPU time: other programs of the
 machine change what a clock shows. How processes scale can only be told by the clock; it needs idle cores.
 """
 
@@ -19,7 +20,6 @@ import argparse
 import multiprocessing
 import statistics
 import time
-import warnings
 from typing import Any
 
 import torch as th
@@ -31,6 +31,8 @@ BARS = {"Hopper-v5": 3.0, "InvertedPendulum-v5": 4.5}
 """How many times SB3's agent-steps per second are wanted, on one core."""
 SCALING_BAR = 1.8
 """How many times those of one process are wanted of two."""
+WARM_UP = 64
+"""Timesteps before anything is measured."""
 SEEDS = range(3)
 SETTINGS: list[tuple[Any, dict[str, Any]]] = [
     (PPOUnclippedPaper, {}),
@@ -39,6 +41,11 @@ SETTINGS: list[tuple[Any, dict[str, Any]]] = [
     *((PPOFixedKLPaper, {"beta": beta}) for beta in (0.3, 1.0, 3.0, 10.0)),
 ]
 AGENTS = [(algorithm, settings, seed) for algorithm, settings in SETTINGS for seed in SEEDS]
+
+
+def table_1(timesteps: int) -> dict[str, Any]:
+    """Table 1's settings, with a horizon that a short training reaches."""
+    return {**presets.TABLE_1, "n_steps": min(presets.TABLE_1["n_steps"], timesteps)}
 
 
 class Times:
@@ -55,7 +62,7 @@ class Times:
 def at_once(env: str, timesteps: int, agents: list[Any]) -> tuple[float, float]:
     """Agent-steps per second, by CPU time and by the clock."""
     times = Times()
-    models = train_many(agents, env, timesteps, **presets.TABLE_1)
+    models = train_many(agents, env, timesteps, **table_1(timesteps))
     rates = times.rates(sum(model.num_timesteps for model in models))
     for model in models:
         model.env.close()
@@ -64,7 +71,7 @@ def at_once(env: str, timesteps: int, agents: list[Any]) -> tuple[float, float]:
 
 def one_after_another(env: str, timesteps: int, peers: int) -> tuple[float, float]:
     """The same of SB3's PPO."""
-    settings = {name: value for name, value in presets.TABLE_1.items() if name != "clip_actions"}
+    settings = {name: value for name, value in table_1(timesteps).items() if name != "clip_actions"}
     times, steps = Times(), 0
     for seed in range(peers):
         model = PPO("MlpPolicy", env, seed=seed, device="cpu", **settings)
@@ -77,7 +84,7 @@ def one_after_another(env: str, timesteps: int, peers: int) -> tuple[float, floa
 def work(env: str, timesteps: int, agents: list[Any], ready: Any, begin: Any) -> None:
     """One of several processes."""
     th.set_num_threads(1)
-    at_once(env, 1, agents)  # imports, memory
+    at_once(env, WARM_UP, agents)
     ready.release()
     begin.wait()
     at_once(env, timesteps, agents)
@@ -97,7 +104,7 @@ def in_processes(env: str, timesteps: int, processes: int) -> float:
     started = time.perf_counter()
     for worker in workers:
         worker.join()
-    n_steps = presets.TABLE_1["n_steps"]
+    n_steps = table_1(timesteps)["n_steps"]
     return len(AGENTS) * (-(-timesteps // n_steps) * n_steps) / (time.perf_counter() - started)
 
 
@@ -109,6 +116,8 @@ def verdict(ratio: float, bar: float | None) -> str:
 def compare(env: str, timesteps: int, rounds: int, peers: int) -> None:
     """Measure and print one task."""
     ratios = []
+    at_once(env, WARM_UP, AGENTS)
+    one_after_another(env, WARM_UP, 1)
     for number in range(rounds):
         order = ["ours", "sb3"] if number % 2 else ["sb3", "ours"]
         rates = {
@@ -153,7 +162,6 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=1, help="2: measure the scaling instead")
     arguments = parser.parse_args()
     th.set_num_threads(1)
-    warnings.filterwarnings("ignore", message=".*sb3_ppo_variants.*diverged.*")
     for env in arguments.env:
         if arguments.processes > 1:
             scale(env, arguments.timesteps, arguments.rounds, arguments.processes)

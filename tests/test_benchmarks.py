@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
 import threading
@@ -84,6 +85,19 @@ def test_train_throughput_trains_ours_and_the_peers() -> None:
     printed = run("train_throughput.py", "--env", "RoboschoolHumanoid-v1", *sizes)
     assert "ours, update on 1 thread" in printed
     assert ("SB3, update on 1 thread" in printed) == (importlib.util.find_spec("pybullet_envs_gymnasium") is not None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_many_throughput_measures_ours_and_the_peer(processes: str) -> None:
+    sizes = ["--env", "InvertedPendulum-v5", "--timesteps", "64", "--rounds", "1", "--processes", processes]
+    assert re.search(r"InvertedPendulum-v5: .* times.*wanted: (holds|SHORT)", run("many_throughput.py", *sizes))
+
+
+@pytest.mark.slow
+def test_many_scores_compares_agents_with_themselves_alone() -> None:
+    printed = run("many_scores.py", "--timesteps", "1024", "--seeds", "3")
+    assert re.search(r"they differ by .* wanted: (equivalent|NOT SHOWN)", printed)
 
 
 @pytest.mark.slow

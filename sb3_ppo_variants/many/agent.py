@@ -49,14 +49,6 @@ class Agent:
             np.random.set_state(before[1])
             th.set_rng_state(before[2])
 
-    @contextmanager
-    def failing(self) -> Iterator[None]:
-        """Take a FloatingPointError as the end of this agent's training, not of the others'."""
-        try:
-            yield
-        except FloatingPointError as error:
-            self.error = error
-
     def _capture(self) -> None:
         self._python = random.getstate()
         self.order.set_state(np.random.get_state())

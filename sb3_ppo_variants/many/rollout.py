@@ -13,7 +13,7 @@ import torch as th
 from gymnasium import spaces
 
 from sb3_ppo_variants.many.stack import Stack
-from sb3_ppo_variants.many.stepping import PlainStepper, stepper_of
+from sb3_ppo_variants.many.stepping import steppers_of
 
 # Samples of each agent per forward pass where a whole rollout is evaluated: as many as one agent alone takes.
 EVALUATION_ROWS = 2048
@@ -57,7 +57,7 @@ class Collector:
         self._rewards = np.zeros(shape, dtype=np.float32)
         self._ends = np.zeros((shape[0] + 1, *shape[1:]), dtype=np.float32)
         self._low, self._high = self._bounds()
-        self._steppers = [stepper_of(agent.model) for agent in self._agents]
+        self._steppers = steppers_of(self._agents)
 
     def _bounds(self) -> tuple[Any, Any]:
         """Between which actions each agent's environments get them, ``(P, 1, A)`` each; None where all take any."""
@@ -79,14 +79,13 @@ class Collector:
             agent.model.policy.set_training_mode(False)
             self._set_log_std(index, agent.model)
             self._stack.actions.draw(agent.noise, self._noise[index])
-            with agent.failing():
-                self._steppers[index].begin(features[0, index], self._ends[0, index])
+        for stepper in self._steppers:
+            stepper.begin(features[0], self._ends[0])
         with th.no_grad():
             for step in range(self._n_steps):
                 self._step(step, features)
-            for agent, stepper in zip(self._agents, self._steppers, strict=True):
-                if agent.error is None:
-                    stepper.finish()
+            for stepper in self._steppers:
+                stepper.finish()
             return self._samples()
 
     def _set_log_std(self, index: int, model: Any) -> None:
@@ -101,24 +100,11 @@ class Collector:
         actions = sampled.numpy()
         if self._low is not None:
             actions = np.minimum(np.maximum(actions, self._low), self._high)
-        rewards, ends = self._rewards[step], self._ends[step + 1]
-        after = features[step + 1]
-        for index, stepper in enumerate(self._steppers):
-            agent = self._agents[index]
-            if agent.error is None:
-                with agent.failing():
-                    stepper.step(actions[index], after[index], rewards[index], ends[index])
-        if not (np.isfinite(after).all() and np.isfinite(rewards).all()):
-            self._look_for_failures(after, rewards)
-
-    def _look_for_failures(self, features: np.ndarray, rewards: np.ndarray) -> None:
-        for index, stepper in enumerate(self._steppers):
-            agent = self._agents[index]
-            if agent.error is None and isinstance(stepper, PlainStepper):
-                with agent.failing():
-                    stepper.check(rewards[index])
-            if agent.error is not None:
-                features[index], rewards[index] = 0.0, 0.0
+        for stepper in self._steppers:
+            stepper.step(actions, features[step + 1], self._rewards[step], self._ends[step + 1])
+        for index, agent in enumerate(self._agents):
+            if agent.error is not None:  # what it gave must not reach the others' metrics
+                features[step + 1, index], self._rewards[step, index] = 0.0, 0.0
 
     def _samples(self) -> RolloutSamples:
         features = self._flat(self._features[:-1])

@@ -85,8 +85,8 @@ class Update:
 
         An agent whose training has diverged gets its ``error`` set; its model is as it was before.
         """
-        for model in self._models:
-            model.n_iterations += 1
+        for model, active in zip(self._models, self._active, strict=True):
+            model.n_iterations += active
             prefer_fused(model.policy.optimizer)
             model._update_learning_rate(model.policy.optimizer)
         self._constants = [model._update_constants() for model in self._models]
@@ -161,7 +161,8 @@ class Update:
                     self._minibatch_step(
                         groups, {name: field[number] for name, field in part.items()}, minibatches, record
                     )
-            metrics.add(record)
+            if record.counts.any():
+                metrics.add(record)
 
     def _minibatch_step(
         self, groups: list[Group], fields: dict[str, th.Tensor], minibatches: Minibatches, record: EpochRecord

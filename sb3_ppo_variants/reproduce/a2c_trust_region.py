@@ -133,4 +133,4 @@ class A2CTrustRegion(A2C):
         self.logger.record("train/kl_to_average", kl.item())
         self.logger.record("train/projected_fraction", projected.item())
         log_std: Any = self.policy.log_std
-        self.logger.record("train/std", float(log_std.exp().mean()))
+        self.logger.record("train/std", log_std.exp().mean().item())

@@ -10,9 +10,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from sb3_ppo_variants.reproduce.results import Row
+from sb3_ppo_variants.reproduce.tables import number
 
 DPI = 150
 BAND_ALPHA = 0.15
+# Of more curves than this the bands would hide one another.
+MANY = 6
+BAND_ALPHA_OF_MANY = 0.07
 # Of the height between the lowest and the highest curve, left free above and below.
 MARGIN = 0.06
 
@@ -56,12 +60,14 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
     :param styles: by setting, in the order of the legend
     :return: the figure
     """
-    columns = min(4, len(tasks) + 1)
-    n_rows = math.ceil((len(tasks) + 1) / columns)  # one for the legend
-    figure = new_figure(3.3 * columns, 2.6 * n_rows + 0.4)
+    columns = min(4, len(tasks))
+    n_rows = math.ceil(len(tasks) / columns)
+    has_place = n_rows * columns > len(tasks)  # for the legend, among the panels
+    figure = new_figure(max(6.6, 3.3 * columns), 2.6 * n_rows + (0.4 if has_place else 0.6 + 0.2 * len(styles) / 4))
     panels = figure.subplots(n_rows, columns, squeeze=False).flatten()
+    alpha = BAND_ALPHA if len(styles) <= MANY else BAND_ALPHA_OF_MANY
     for panel, task in zip(panels, tasks, strict=False):
-        _draw_task(panel, [row for row in rows if row.task == task], styles)
+        _draw_task(panel, [row for row in rows if row.task == task], styles, alpha)
         panel.set_title(task.rpartition(":")[2], fontsize=10)
     for panel in panels[len(tasks) :]:
         panel.axis("off")
@@ -70,14 +76,18 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
         drawn, names = panel.get_legend_handles_labels()
         handles.update(zip(names, drawn, strict=True))
     labels = [style.label for style in styles.values() if style.label in handles]
-    panels[len(tasks)].legend([handles[label] for label in labels], labels, loc="center", fontsize=8, frameon=False)
+    listed = [handles[label] for label in labels], labels
+    if has_place:
+        panels[len(tasks)].legend(*listed, loc="center", fontsize=8, frameon=False)
+    else:
+        figure.legend(*listed, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
     figure.supxlabel("timesteps", fontsize=9)
     figure.supylabel("return", fontsize=9)
     return figure
 
 
-def _draw_task(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style]) -> None:
+def _draw_task(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style], alpha: float) -> None:
     lows: list[float] = []
     highs: list[float] = []
     outside: list[tuple[str, float]] = []
@@ -89,7 +99,7 @@ def _draw_task(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style]) -> N
         middle, low, high = values.mean(axis=0), values.min(axis=0), values.max(axis=0)
         axes.plot(ends, middle, style.dashes, color=style.color, linewidth=1.2, label=style.label)
         if len(curves) > 1:
-            axes.fill_between(ends, low, high, color=style.color, alpha=BAND_ALPHA, linewidth=0)
+            axes.fill_between(ends, low, high, color=style.color, alpha=alpha, linewidth=0)
         if style.fits:
             lows.append(float(low.min()))
             highs.append(float(high.max()))
@@ -101,7 +111,12 @@ def _draw_task(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style]) -> N
         for label, lowest in outside:
             if lowest < min(lows) - margin:
                 axes.text(
-                    0.98, 0.02, f"{label}: down to {lowest:,.0f}", transform=axes.transAxes, fontsize=6, ha="right"
+                    0.98,
+                    0.02,
+                    f"{label}: down to {number(lowest, ',.0f')}",
+                    transform=axes.transAxes,
+                    fontsize=6,
+                    ha="right",
                 )
     axes.xaxis.set_major_formatter(_thousands)
     axes.tick_params(labelsize=7)

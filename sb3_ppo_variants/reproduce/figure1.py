@@ -49,7 +49,7 @@ def figure1(*, clip_range: float = CLIP_RANGE, output: str | Path = OUTPUT) -> l
 def draw(clip_range: float) -> Any:
     """The picture, with axes through the origin as in the paper's."""
     figure = drawing.new_figure(7.2, 2.7)
-    left, right = figure.subplots(1, 2)
+    left, right = figure.subplots(1, 2, gridspec_kw={"wspace": 0.12})
     _draw(left, 1.0, clip_range, 1 + clip_range, "1 + ε", above=True)
     _draw(right, -1.0, clip_range, 1 - clip_range, "1 − ε", above=False)
     return figure

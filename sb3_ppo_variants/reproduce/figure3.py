@@ -46,6 +46,10 @@ _COLORS = {
 }
 
 
+def _label(name: str) -> str:
+    return "PPO (clip), ε = 0.2" if name == "clip_0.2" else SETTINGS[name].label
+
+
 @dataclass(frozen=True)
 class Figure3:
     """What has come of the runs of a selection."""
@@ -98,7 +102,7 @@ def described(selection: Selection, rows: Sequence[Row], render: Any = plain) ->
     raw = raw_scores(selection, rows, selection.tasks)
     header = ["algorithm", *(task.rpartition(":")[2] for task in selection.tasks)]
     cells = [
-        [SETTINGS[name].label, *(spread(raw[place, :, task]) for task in range(len(selection.tasks)))]
+        [_label(name), *(spread(raw[place, :, task]) for task in range(len(selection.tasks)))]
         for place, name in enumerate(selection.settings)
     ]
     ends = [f"{PAPER_ENDS[task]}" if task in PAPER_ENDS else "–" for task in selection.tasks]
@@ -118,6 +122,6 @@ def described(selection: Selection, rows: Sequence[Row], render: Any = plain) ->
 
 def draw(selection: Selection, rows: Sequence[Row]) -> Any:
     """The picture."""
-    styles = {name: drawing.Style(SETTINGS[name].label, _COLORS[name]) for name in selection.settings}
+    styles = {name: drawing.Style(_label(name), _COLORS[name]) for name in selection.settings}
     title = f"Fig. 3: mean over {len(selection.seeds)} seeds, and their range"
     return drawing.draw_curves(rows, selection.tasks, styles, title)

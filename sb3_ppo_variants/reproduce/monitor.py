@@ -43,7 +43,7 @@ def read_episodes(folder: Path) -> Episodes:
     """The episodes of a run.
 
     A run that was interrupted begins the episodes under way again, and the timesteps of those are not in the files:
-    what follows seems to have ended earlier by as many.
+    what follows seems to have ended earlier by as many. An episode whose return is not finite is left out.
 
     :param folder: of the run, with a monitor file for each of its environments
     :raises ValueError: if there is none, or one cannot be read
@@ -58,8 +58,10 @@ def read_episodes(folder: Path) -> Episodes:
             lengths, values = _columns((line for line in file if not line.startswith("#")), path)
         ends.append(np.cumsum(lengths) * len(files))
         returns.append(values)
-    order = np.argsort(np.concatenate(ends), kind="stable")
-    return Episodes(np.concatenate(ends)[order], np.concatenate(returns)[order])
+    all_ends, all_returns = np.concatenate(ends), np.concatenate(returns)
+    order = np.argsort(all_ends, kind="stable")
+    order = order[np.isfinite(all_returns[order])]
+    return Episodes(all_ends[order], all_returns[order])
 
 
 def _columns(lines: Iterable[str], path: Path) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from sb3_ppo_variants.reproduce.random_policy import RandomReturn, random_return
 from sb3_ppo_variants.reproduce.results import Row
 from sb3_ppo_variants.reproduce.scores import Mean, means, normalized, rank_correlation, ranks
 from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, TASKS, Selection, selected
-from sb3_ppo_variants.reproduce.tables import markdown, number, plain, signed
+from sb3_ppo_variants.reproduce.tables import markdown, number, plain, short, signed
 from sb3_ppo_variants.reproduce.training import train_runs
 
 TIMESTEPS = 1_000_000
@@ -48,16 +48,16 @@ PAPER = {
 LOWEST_DRAWN = -1.0
 _COLORS = {
     "none": "0.35",
-    "clip_0.1": "#9ecae1",
-    "clip_0.2": "#3182bd",
+    "clip_0.1": "#6baed6",
+    "clip_0.2": "#2171b5",
     "clip_0.3": "#08306b",
-    "adaptive_kl_0.003": "#fdae6b",
-    "adaptive_kl_0.01": "#e6550d",
+    "adaptive_kl_0.003": "#fd8d3c",
+    "adaptive_kl_0.01": "#d94801",
     "adaptive_kl_0.03": "#7f2704",
-    "fixed_kl_0.3": "#c7e9c0",
-    "fixed_kl_1": "#74c476",
-    "fixed_kl_3": "#238b45",
-    "fixed_kl_10": "#00441b",
+    "fixed_kl_0.3": "#a1d99b",
+    "fixed_kl_1": "#41ab5d",
+    "fixed_kl_3": "#006d2c",
+    "fixed_kl_10": "#00260f",
 }
 
 
@@ -230,9 +230,9 @@ def per_task(table: Table1) -> tuple[list[str], list[list[str]]]:
         [SETTINGS[name].label, *(spread(raw[place, :, task]) for task in range(len(selection.tasks)))]
         for place, name in enumerate(selection.settings)
     ]
-    cells.append(["random policy", *(f"{table.random[task].mean:.4g}" for task in selection.tasks)])
+    cells.append(["random policy", *(short(table.random[task].mean) for task in selection.tasks)])
     best = [raw[:, :, task] for task in range(len(selection.tasks))]
-    cells.append(["best run", *("–" if np.isnan(each).all() else f"{np.nanmax(each):.4g}" for each in best)])
+    cells.append(["best run", *("–" if np.isnan(each).all() else short(float(np.nanmax(each))) for each in best)])
     return header, cells
 
 
@@ -244,8 +244,8 @@ def spread(scores: np.ndarray) -> str:
     there = scores[~np.isnan(scores)]
     if not len(there):
         return "–"
-    half = f" ± {(there.max() - there.min()) / 2:.2g}" if len(there) > 1 else ""
-    return f"{there.mean():.4g}{half}"
+    half = f" ± {short((there.max() - there.min()) / 2, 2)}" if len(there) > 1 else ""
+    return f"{short(there.mean())}{half}"
 
 
 def described(table: Table1, render: Any = plain) -> str:
@@ -295,7 +295,7 @@ def draw_curves(table: Table1) -> Any:
 
 def draw_scores(table: Table1) -> Any:
     """The settings' means with their intervals, beside the paper's."""
-    figure = drawing.new_figure(7.2, 1.6 + 0.36 * len(table.lines))
+    figure = drawing.new_figure(7.2, 1.5 + 0.36 * len(table.lines))
     axes = figure.add_subplot()
     left = LOWEST_DRAWN - 0.1
     for place, line in enumerate(table.lines):
@@ -306,7 +306,7 @@ def draw_scores(table: Table1) -> Any:
             continue
         if mean < LOWEST_DRAWN:
             axes.annotate(
-                f"{mean:.2f}", (left, place), (left + 0.16, place), va="center", fontsize=8,
+                number(mean), (left, place), (left + 0.16, place), va="center", fontsize=8,
                 arrowprops={"arrowstyle": "->", "color": color},
             )  # fmt: skip
             continue
@@ -322,7 +322,7 @@ def draw_scores(table: Table1) -> Any:
     axes.set_xlim(left if any(line.ours.mean < LOWEST_DRAWN for line in table.lines) else lowest - 0.1, 1.05)
     axes.set_xlabel("mean normalised score (random policy = 0, best run = 1)")
     axes.grid(axis="x", alpha=0.25)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.16), ncols=2, frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     n_tasks = sum(task in TASKS for task in table.selection.tasks)
     axes.set_title(
         f"Table 1: {n_tasks} tasks × {len(table.selection.seeds)} seeds, {table.selection.timesteps:,} timesteps",

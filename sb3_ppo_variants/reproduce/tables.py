@@ -16,6 +16,12 @@ def signed(value: float) -> str:
     return number(value, "+.2f")
 
 
+def short(value: float, digits: int = 4) -> str:
+    """A return in a cell: so many significant digits, and all of those before the point."""
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value)))) if value else 0
+    return number(value, f".{decimals}f")
+
+
 def plain(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """Aligned columns: the first to the left, the others to the right."""
     rows = [header, *cells]

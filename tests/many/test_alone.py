@@ -20,7 +20,7 @@ from sb3_ppo_variants.many.update import Update
 from sb3_ppo_variants.rollout_data import samples_of
 from tests.many.cases import BOX_ONLY, SPECS, TOLERANCE, Spec, alone, assert_same, distance
 
-SMALL: dict[str, Any] = {"n_steps": 96, "batch_size": 32, "n_epochs": 3}
+SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,14 @@ def test_three_iterations_are_those_of_each_agent_alone(env: str, n_envs: int, s
     for spec, model in zip(specs, models, strict=True):
         assert type(model) is spec[0]
         assert_same(model, alone(spec, env, total, n_envs, **SMALL))
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_all_agents_stop_before_the_truncated_minibatch() -> None:
+    settings: dict[str, Any] = {"n_steps": 50, "batch_size": 16, "n_epochs": 3, "target_kl": 1e-9}
+    specs = [(PPOClipPaper, {}, 0), (PPOAdaptiveKLPaper, {"target_kl": 1e-8}, 1)]
+    for spec, model in zip(specs, train_many(specs, "CartPole-v1", 100, **settings), strict=True):
+        assert_same(model, alone(spec, "CartPole-v1", 100, 1, **settings))
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
@@ -91,11 +99,11 @@ def test_three_updates_on_recorded_rollouts_are_those_of_each_agent_alone(start:
     recorded: list[list[Any]] = [[], []]
     for models in recorded:
         for algorithm, own, seed in specs:
-            settings = {"n_steps": 256, **own}
+            settings = {"n_steps": 96, "n_epochs": 4, "batch_size": 32, **own}
             model = algorithm("MlpPolicy", make_vec_env("InvertedPendulum-v5"), seed=seed, device="cpu", **settings)
             model._setup_learn(1000)
             env: Any = model.env
-            model.collect_rollouts(env, model._init_callback(None), model.rollout_buffer, 256)
+            model.collect_rollouts(env, model._init_callback(None), model.rollout_buffer, 96)
             models.append(model)
     together, expected = recorded
     for seed, model in enumerate(together):
@@ -138,7 +146,7 @@ def test_the_draws_of_categorical_actions_are_those_of_an_agent_alone(n: int) ->
 
 
 def test_the_models_are_ordinary(tmp_path: Any) -> None:
-    models = train_many(PPOAdaptiveKLPaper, "CartPole-v1", 96, seeds=range(3), **SMALL)
+    models = train_many(PPOAdaptiveKLPaper, "CartPole-v1", 64, seeds=range(3), **SMALL)
     assert [model.seed for model in models] == [0, 1, 2]
     observation = models[0].env.reset()
     assert distance(models[0], models[1]) > TOLERANCE
@@ -152,13 +160,13 @@ def test_the_models_are_ordinary(tmp_path: Any) -> None:
         mean, _ = evaluate_policy(model, model.env, n_eval_episodes=2)
         assert isinstance(mean, float)
         assert mean > 0
-        model.learn(96, reset_num_timesteps=False)
-        assert model.num_timesteps == 192
+        model.learn(64, reset_num_timesteps=False)
+        assert model.num_timesteps == 128
 
 
 def test_agents_may_share_a_seed_and_differ_in_numbers() -> None:
     specs: list[Spec] = [(PPOClipPaper, {"learning_rate": rate}, 0) for rate in (1e-3, 1e-4)]
-    fast, slow = train_many(specs, "CartPole-v1", 96, **SMALL)
+    fast, slow = train_many(specs, "CartPole-v1", 64, **SMALL)
     begun = PPOClipPaper("MlpPolicy", "CartPole-v1", seed=0, device="cpu", **SMALL)
     assert distance(begun, fast) > 3 * distance(begun, slow) > 0
 

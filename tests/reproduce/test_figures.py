@@ -18,7 +18,7 @@ from tests.reproduce.pretended import pretend
 @pytest.mark.parametrize(
     ("advantage", "values"),
     [
-        # min(r Â, clip(r, 0.8, 1.2) Â): for Â = 1 it is r up to 1.2, then 1.2; for Â = −1 it is −0.8 up to 0.8, then −r.
+        # min(r Â, clip(r, 0.8, 1.2) Â): for Â = 1 it is r up to 1.2, then 1.2; for Â = −1 −0.8 up to 0.8, then −r.
         (1.0, {0.0: 0.0, 0.5: 0.5, 1.0: 1.0, 1.2: 1.2, 1.5: 1.2, 1.75: 1.2}),
         (-1.0, {0.0: -0.8, 0.5: -0.8, 0.8: -0.8, 1.0: -1.0, 1.5: -1.5, 1.75: -1.75}),
     ],
@@ -59,7 +59,8 @@ def test_figure_2_of_a_real_update(tmp_path: Path) -> None:
     assert computed.clip[one] > 0.01
     assert (computed.kl >= -1e-6).all()
     # On either side of the old policy the KL grows.
-    assert computed.kl[0] > computed.kl[zero - 1] and computed.kl[-1] > computed.kl[one] > 0.001
+    assert computed.kl[0] > computed.kl[zero - 1]
+    assert computed.kl[-1] > computed.kl[one] > 0.001
     assert 0 < computed.best_alpha <= 2
 
 

@@ -111,7 +111,9 @@ def test_two_rows_of_one_run_are_an_error_unless_they_are_equal(tmp_path: Path) 
     path = results.path("Hopper-v5")
     path.write_text(path.read_text() * 2)  # what merging the files of two machines by hand may give
     assert results.missing([run]) == []
-    path.write_text(path.read_text().splitlines()[0].replace('"episodes": 120', '"episodes": 121') + "\n" + path.read_text())
+    path.write_text(
+        path.read_text().splitlines()[0].replace('"episodes": 120', '"episodes": 121') + "\n" + path.read_text()
+    )
     with pytest.raises(ValueError, match="is of none with seed 0 once more"):
         results.missing([run])
 
@@ -158,7 +160,10 @@ def test_removing_a_line_or_a_file_has_only_that_done_again(tmp_path: Path) -> N
     run_blocks("test", selection, results, train=pretend)
     again = trained(results)[8:]
     assert sorted(again) == sorted(
-        ["Hopper-v5 clip_0.2 0", *(f"InvertedPendulum-v5 {name} {seed}" for name in ("none", "clip_0.2") for seed in (0, 1))]
+        [
+            "Hopper-v5 clip_0.2 0",
+            *(f"InvertedPendulum-v5 {name} {seed}" for name in ("none", "clip_0.2") for seed in (0, 1)),
+        ]
     )
     assert results.rows(selection.runs()) == before
 
