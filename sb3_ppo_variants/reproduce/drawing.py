@@ -69,6 +69,10 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
     for panel, task in zip(panels, tasks, strict=False):
         _draw_task(panel, [row for row in rows if row.task == task], styles, alpha)
         panel.set_title(task.rpartition(":")[2], fontsize=10)
+    for panel in panels[max(0, len(tasks) - columns) : len(tasks)]:  # those with none below
+        panel.set_xlabel("timesteps", fontsize=8)
+    for panel in panels[: len(tasks) : columns]:
+        panel.set_ylabel("return", fontsize=8)
     for panel in panels[len(tasks) :]:
         panel.axis("off")
     handles: dict[str, Any] = {}
@@ -82,8 +86,6 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
     else:
         figure.legend(*listed, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
     figure.suptitle(title, fontsize=11)
-    figure.supxlabel("timesteps", fontsize=9)
-    figure.supylabel("return", fontsize=9)
     return figure
 
 

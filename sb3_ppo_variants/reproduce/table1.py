@@ -316,7 +316,7 @@ def draw_scores(table: Table1) -> Any:
     axes.plot([], [], "o", color="0.3", label="ours, 95 % interval")
     axes.plot([], [], "D", color="none", markeredgecolor="black", label="paper")
     axes.set_yticks(range(len(table.lines)), [SETTINGS[line.setting].label for line in table.lines])
-    axes.invert_yaxis()
+    axes.set_ylim(len(table.lines) - 0.5, -0.5)  # the first on top
     axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     lowest = min(0.0, *(line.paper for line in table.lines), *_drawn(table))
     axes.set_xlim(left if any(line.ours.mean < LOWEST_DRAWN for line in table.lines) else lowest - 0.1, 1.05)

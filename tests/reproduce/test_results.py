@@ -87,7 +87,7 @@ def test_other_timesteps_are_other_files(tmp_path: Path) -> None:
 def test_other_settings_are_an_error(tmp_path: Path, name: str, value: Any, words: str) -> None:
     run = Run("Hopper-v5", SETTINGS["clip_0.2"], 0)
     row = row_of(run, STEPS)
-    row = row._replace(**{name: {**row.settings, **value} if name == "settings" else value})
+    row = row._replace(settings={**row.settings, **value}) if name == "settings" else row._replace(algorithm=value)
     Results(tmp_path, STEPS).add([row])
     with pytest.raises(ValueError, match=words):
         Results(tmp_path, STEPS).missing([run])

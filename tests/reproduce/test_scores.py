@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,13 +23,13 @@ RANDOM = np.array([10.0, -12.0])
 
 def test_normalized_by_the_best_run() -> None:
     # Task 1: random 10, best run 50: (x − 10) / 40. Task 2: random −12, best run −4: (x + 12) / 8.
-    expected = [[[0, 1], [0.5, 0.75]], [[1, 0.5], [0.25, 0]]]
+    expected = np.array([[[0, 1], [0.5, 0.75]], [[1, 0.5], [0.25, 0]]])
     np.testing.assert_allclose(normalized(RAW, RANDOM), expected)
 
 
 def test_normalized_by_the_best_setting() -> None:
     # Task 1: the settings' means are 20 and 35: (x − 10) / 25. Task 2: −5 and −10: (x + 12) / 7.
-    expected = [[[0, 8 / 7], [0.8, 6 / 7]], [[1.6, 4 / 7], [0.4, 0]]]
+    expected = np.array([[[0, 8 / 7], [0.8, 6 / 7]], [[1.6, 4 / 7], [0.4, 0]]])
     np.testing.assert_allclose(normalized(RAW, RANDOM, "setting"), expected)
 
 
@@ -50,9 +51,10 @@ def test_means_and_their_intervals() -> None:
     # Drawn again with replacement: task 1's mean is 0, 0.25 or 0.5, task 2's 0.75, 0.875 or 1; of nine pairs the
     # lowest and the highest have a probability of 1/16 each, more than 2.5 %: they are the interval's ends.
     assert (first.low, first.high) == (pytest.approx(0.375), pytest.approx(0.75))
-    state = np.random.get_state()[1]
+    before: Any = np.random.get_state()
     means(normalized(RAW, RANDOM))
-    assert np.array_equal(state, np.random.get_state()[1])
+    after: Any = np.random.get_state()
+    assert np.array_equal(before[1], after[1])
 
 
 def test_a_mean_of_missing_runs_is_none() -> None:
@@ -149,7 +151,7 @@ def test_the_table() -> None:
     assert line.split()[4:6] == ["0.56", "0.38"]
     assert "+0.95" in line  # 0.5625 + 0.39
     assert "Not the paper's experiment: 2 of its 7 tasks, 3 of its 11 settings" in text
-    assert "no clipping or penalty    20 ± 10" in text
+    assert "no clipping or penalty  20.00 ± 10" in text
 
 
 def test_a_table_with_missing_runs_says_so() -> None:
