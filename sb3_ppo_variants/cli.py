@@ -238,12 +238,20 @@ def tune(arguments: list[str]) -> int:
     return run_tune(f"{PROGRAM} tune", arguments)
 
 
+def reproduce(arguments: list[str]) -> int:
+    """Make tables and figures of the paper anew."""
+    from sb3_ppo_variants.reproduce.command import main as run_reproduce
+
+    return run_reproduce(f"{PROGRAM} reproduce", arguments)
+
+
 # ------------------------------------------------------------------ the command line
 
 SUMMARIES = {
     **{name: command.summary for name, command in COMMANDS.items()},
     "export": "export a trained agent as files that run no code (opens its zip, which does)",
     "tune": "search for settings with optuna, in any number of processes",
+    "reproduce": "make the paper's Table 1 and Figs. 1 to 3 anew",
     "list": "show algorithms, tasks and configs",
     "demo": "train, evaluate, plot and film the humanoid in a few minutes",
 }
@@ -290,8 +298,8 @@ def _dispatch(command: str, arguments: list[str]) -> int:
         argparse.ArgumentParser(f"{PROGRAM} list", description=SUMMARIES["list"]).parse_args(arguments)
         show_list()
         return 0
-    if command == "export":
-        return export(arguments)
+    if command in ("export", "reproduce"):
+        return {"export": export, "reproduce": reproduce}[command](arguments)
     if any(_is_missing(module) for module in (DEMO_MODULES if command == "demo" else ZOO_MODULES)):
         print(f'{PROGRAM} {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"', file=sys.stderr)
         return WRONG_USAGE

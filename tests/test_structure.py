@@ -75,15 +75,27 @@ def test_what_is_not_an_algorithm_does_not_import_one() -> None:
         assert not imported & (algorithms - for_types), path
 
 
-def test_many_trainings_stand_on_the_algorithms_and_nothing_on_them() -> None:
+def test_many_trainings_stand_on_the_algorithms_and_only_the_reproduction_on_them() -> None:
     paths = list((PACKAGE / "many").glob("*.py"))
     assert len(paths) > 8
     for path in paths:
         imported = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sb3_ppo_variants.")}
         assert not imported & {"zoo", "tuning", "cli", "envs", "schema", "vanilla_pg"}, path
     for path in PACKAGE.rglob("*.py"):
-        if path.parent.name != "many" and path.name != "__init__.py":
+        if path.parent.name not in ("many", "reproduce") and path.name != "__init__.py":
             assert not any(name.startswith("sb3_ppo_variants.many") for name in imported_modules(path)), path
+
+
+def test_only_the_command_line_knows_the_reproduction() -> None:
+    knowing = {
+        path.name
+        for path in PACKAGE.rglob("*.py")
+        if path.parent.name != "reproduce"
+        and any(name.startswith("sb3_ppo_variants.reproduce") for name in imported_modules(path))
+    }
+    assert knowing == {"cli.py"}
+    for path in (PACKAGE / "reproduce").glob("*.py"):
+        assert not {"optuna", "rl_zoo3"} & top_levels(path), path
 
 
 def test_only_zoo_knows_rl_zoo3() -> None:

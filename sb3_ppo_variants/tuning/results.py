@@ -13,10 +13,11 @@ from optuna.trial import FrozenTrial, TrialState
 
 import sb3_ppo_variants
 from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.processes import Signals, in_processes
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.looking import look_at
 from sb3_ppo_variants.tuning.objective import MakeTraining, make_training
-from sb3_ppo_variants.tuning.processes import Signals, in_processes
+from sb3_ppo_variants.tuning.storage import StorageError
 from sb3_ppo_variants.tuning.study import FINISHED, NEAREST, NOT_RUN, ORIGIN, PAPER, Counts
 from sb3_ppo_variants.tuning.training import remove_bundles
 
@@ -190,7 +191,7 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
     else:
         # One after another: each worker gets trainings of all trials, which differ in how long they take.
         shares = [(job, missing[index::workers], make) for index in range(min(workers, len(missing)))]
-        if in_processes(job.name, rerun, shares):
+        if in_processes(job.name, rerun, shares, (StorageError,)):
             raise RuntimeError("a worker of the re-run did not end well; what it has not done, the next tune best does")
     known = shared.study.user_attrs
     rated = [

@@ -19,11 +19,11 @@ import optuna
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, TrialState
 
+from sb3_ppo_variants.processes import Signals, in_processes
 from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.resume.format import BundleError
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.objective import LostTrialError, MakeTraining, evaluate, make_training
-from sb3_ppo_variants.tuning.processes import Signals, in_processes
 from sb3_ppo_variants.tuning.storage import StorageError
 from sb3_ppo_variants.tuning.study import RETRY_OF, SharedStudy
 from sb3_ppo_variants.tuning.training import Training, remove_bundles, remove_policy
@@ -206,4 +206,6 @@ def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: Mak
     if workers == 1:
         run_worker(job, name, make)
         return 0
-    return in_processes(job.name, run_worker, [(job, f"{name}-{index}", make) for index in range(workers)])
+    return in_processes(
+        job.name, run_worker, [(job, f"{name}-{index}", make) for index in range(workers)], (StorageError,)
+    )

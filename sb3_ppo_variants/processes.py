@@ -12,7 +12,6 @@ from types import FrameType
 from typing import Any
 
 from sb3_ppo_variants.resume.learning import TERMINATED
-from sb3_ppo_variants.tuning.storage import StorageError
 
 FAILED = 1
 """exit code of a process that ended by an error"""
@@ -20,17 +19,23 @@ SECONDS_TO_HEAR = 2.0
 """for which processes may notice a Ctrl-C by themselves"""
 
 
-def in_processes(name: str, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> int:
+def in_processes(
+    name: str,
+    function: Callable[..., Any],
+    arguments: Sequence[tuple[Any, ...]],
+    told: tuple[type[Exception], ...] = (),
+) -> int:
     """Call a function side by side, in a process for each set of arguments, with one torch thread each.
 
-    :param name: of the study, for messages
+    :param name: of the work, for messages
     :param function: of a module
     :param arguments: one tuple per process
+    :param told: errors that are told in a sentence, without a traceback
     :return: 0, or the exit code of the first process that did not end well
     """
     context = multiprocessing.get_context("spawn")
     processes = [
-        context.Process(target=_work, args=(name, function, each), name=f"worker {index}")
+        context.Process(target=_work, args=(name, function, each, told), name=f"worker {index}")
         for index, each in enumerate(arguments)
     ]
     try:
@@ -61,7 +66,9 @@ def _end(processes: Sequence[Any]) -> None:
             process.join()
 
 
-def _work(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+def _work(
+    name: str, function: Callable[..., Any], arguments: tuple[Any, ...], told: tuple[type[Exception], ...]
+) -> None:
     """What runs in a process of its own."""
     import torch as th
 
@@ -70,7 +77,7 @@ def _work(name: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -
         function(*arguments)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
-    except StorageError as error:
+    except told as error:
         print(f"[{name}] {error}", file=sys.stderr)
         sys.exit(FAILED)
 

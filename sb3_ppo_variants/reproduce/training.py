@@ -1,0 +1,118 @@
+"""Trains the runs of a block: stacked by ``train_many``, or one that nothing is stacked with."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sb3_ppo_variants.reproduce.monitor import read_episodes
+from sb3_ppo_variants.reproduce.results import Row, rounded, versions
+from sb3_ppo_variants.reproduce.settings import Run
+
+BUNDLE_INTERVAL = 60.0
+"""seconds between two bundles of a run: what a killed process loses at most"""
+
+
+def train_runs(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+    """Train runs of one task, and go on where an earlier process has left them.
+
+    :param runs: several, if all of their settings are ``stacked``; else one
+    :param timesteps: of each
+    :param folder: for what is kept until they are done
+    :return: their results
+    :raises ValueError: if the timesteps are too few for an episode to end
+    """
+    import torch as th
+
+    threads = th.get_num_threads()
+    th.set_num_threads(1)  # networks this small gain nothing from more
+    try:
+        if all(run.setting.stacked for run in runs):
+            ends = _train_stacked(runs, timesteps, folder)
+        else:
+            (run,) = runs
+            ends = [_train_alone(run, timesteps, _own_folder(folder, 0))]
+    finally:
+        th.set_num_threads(threads)
+    return [
+        _row(run, timesteps, _own_folder(folder, index), end)
+        for index, (run, end) in enumerate(zip(runs, ends, strict=True))
+    ]
+
+
+def _own_folder(folder: Path, index: int) -> Path:
+    """As ``train_many`` names them."""
+    return folder / f"agent_{index:03}"
+
+
+def _train_stacked(runs: Sequence[Run], timesteps: int, folder: Path) -> list[int | None]:
+    """:return: of each run the timestep at which it diverged, or None"""
+    from sb3_ppo_variants.many.training import DivergenceWarning, train_many
+
+    task = runs[0].task
+    agents = [(run.setting.algorithm_class, run.setting.arguments(task), run.seed) for run in runs]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DivergenceWarning)  # it is in the row
+        models = train_many(agents, task, timesteps, folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
+    for model in models:
+        model.env.close()
+    return [model.num_timesteps if model.num_timesteps < timesteps else None for model in models]
+
+
+def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:
+    """:return: the timestep at which it diverged, or None"""
+    from stable_baselines3.common.env_util import make_vec_env
+
+    from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
+    from sb3_ppo_variants.resume.names import bundle_paths
+
+    algorithm, arguments = run.setting.algorithm_class, run.setting.arguments(run.task)
+    n_envs = run.setting.n_envs(run.task)
+    keeps_bundles = issubclass(algorithm, PaperOnPolicyAlgorithm)
+    goes_on = keeps_bundles and bool(bundle_paths(folder))
+    if not goes_on:
+        shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
+    env = make_vec_env(run.task, n_envs, monitor_dir=str(folder), monitor_kwargs={"override_existing": not goes_on})
+    try:
+        model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
+        if keeps_bundles:
+            model.learn(timesteps, run_folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
+        else:
+            model.learn(timesteps)
+    except (FloatingPointError, ValueError) as error:
+        if not _tells_of_divergence(error):
+            raise
+        return int(model.num_timesteps)
+    finally:
+        env.close()
+    return None
+
+
+def _tells_of_divergence(error: Exception) -> bool:
+    # torch's distributions say so of NaN parameters: SB3's and contrib's own algorithms look no further.
+    return isinstance(error, FloatingPointError) or "invalid values" in str(error)
+
+
+def _row(run: Run, timesteps: int, folder: Path, diverged: int | None) -> Row:
+    episodes = read_episodes(folder)
+    score = episodes.score()
+    if math.isnan(score):
+        raise ValueError(f"timesteps must be enough for an episode of {run.task} to end; got {timesteps}")
+    settings: dict[str, Any] = run.setting.described(run.task)
+    return Row(
+        task=run.task,
+        setting=run.setting.name,
+        seed=run.seed,
+        timesteps=timesteps,
+        score=round(score, 6),
+        episodes=len(episodes.returns),
+        diverged=diverged,
+        algorithm=run.setting.algorithm,
+        settings=settings,
+        versions=versions(),
+        curve=[None if value is None else rounded(value) for value in episodes.curve(timesteps)],
+    )

@@ -1,0 +1,251 @@
+"""Files of results: one row per run, never lost, never doubled, never mixed."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sb3_ppo_variants.reproduce.blocks import WorkerError, blocks_of, run_blocks
+from sb3_ppo_variants.reproduce.results import Results
+from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, Run, Selection, selected
+from tests.reproduce.pretended import TASKS, die_once, pretend, row_of
+
+STEPS = 5000
+
+
+def selection_of(
+    settings: tuple[str, ...] = ("none", "clip_0.2"),
+    seeds: tuple[int, ...] = (0, 1),
+    tasks: tuple[str, ...] = TASKS,
+    timesteps: int = STEPS,
+) -> Selection:
+    return selected(TABLE_1_SETTINGS, tasks, settings, seeds, timesteps)
+
+
+def trained(results: Results) -> list[str]:
+    path = results.in_progress / "trained.txt"
+    return [line.split(" ", 1)[1] for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def test_rows_are_read_as_they_were_written_and_in_order(tmp_path: Path) -> None:
+    results = Results(tmp_path, STEPS)
+    runs = [Run("Hopper-v5", SETTINGS[name], seed) for name in ("clip_0.2", "none") for seed in (1, 0)]
+    for run in runs:
+        results.add([row_of(run, STEPS)])
+    assert results.rows(runs) == {run: row_of(run, STEPS) for run in runs}
+    lines = [json.loads(line) for line in results.path("Hopper-v5").read_text().splitlines()]
+    assert [(line["setting"], line["seed"]) for line in lines] == [
+        ("none", 0), ("none", 1), ("clip_0.2", 0), ("clip_0.2", 1)
+    ]  # fmt: skip
+
+
+def test_a_row_that_is_there_stays(tmp_path: Path) -> None:
+    results = Results(tmp_path, STEPS)
+    run = Run("Hopper-v5", SETTINGS["none"], 0)
+    results.add([row_of(run, STEPS, 1.0)])
+    results.add([row_of(run, STEPS, 2.0)])
+    assert results.rows([run])[run].score == 1.0
+    assert len(results.path("Hopper-v5").read_text().splitlines()) == 1
+
+
+def test_own_results_come_before_those_that_ship_which_are_only_read(tmp_path: Path) -> None:
+    first, second = (Run("Hopper-v5", SETTINGS[name], 0) for name in ("none", "clip_0.2"))
+    shipped = Results(tmp_path / "shipped", STEPS)
+    shipped.add([row_of(first, STEPS, 1.0), row_of(second, STEPS, 2.0)])
+    before = shipped.path("Hopper-v5").read_bytes()
+    results = Results(tmp_path / "own", STEPS, tmp_path / "shipped")
+    assert results.missing([first, second]) == []
+    results.add([row_of(second, STEPS, 3.0)])
+    assert [row.score for row in results.rows([first, second]).values()] == [1.0, 3.0]
+    assert shipped.path("Hopper-v5").read_bytes() == before
+
+
+def test_other_timesteps_are_other_files(tmp_path: Path) -> None:
+    run = Run("Hopper-v5", SETTINGS["none"], 0)
+    Results(tmp_path, STEPS).add([row_of(run, STEPS)])
+    assert Results(tmp_path, STEPS + 1).missing([run]) == [run]
+    # A file that was moved by hand is told of, not taken for what its new place says.
+    target = Results(tmp_path, STEPS + 1).path("Hopper-v5")
+    target.parent.mkdir()
+    target.write_bytes(Results(tmp_path, STEPS).path("Hopper-v5").read_bytes())
+    with pytest.raises(ValueError, match="is of Hopper-v5 with 5000 timesteps, and belongs elsewhere"):
+        Results(tmp_path, STEPS + 1).missing([run])
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("settings", {"clip_range": 0.3}, r"clip_0.2 with seed 0, but with clip_range = 0.3 in place of 0.2"),
+        ("settings", {"gamma": 0.9}, r"with gamma = 0.9 in place of 0.99"),
+        ("algorithm", "sb3_ppo_variants.PPOUnclippedPaper", "with algorithm = "),
+    ],
+)
+def test_other_settings_are_an_error(tmp_path: Path, name: str, value: Any, words: str) -> None:
+    run = Run("Hopper-v5", SETTINGS["clip_0.2"], 0)
+    row = row_of(run, STEPS)
+    row = row._replace(settings={**row.settings, **value}) if name == "settings" else row._replace(algorithm=value)
+    Results(tmp_path, STEPS).add([row])
+    with pytest.raises(ValueError, match=words):
+        Results(tmp_path, STEPS).missing([run])
+
+
+@pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}'])
+def test_what_is_no_result_is_named(tmp_path: Path, line: str) -> None:
+    results = Results(tmp_path, STEPS)
+    run = Run("Hopper-v5", SETTINGS["none"], 0)
+    results.add([row_of(run, STEPS)])
+    with open(results.path("Hopper-v5"), "a") as file:
+        file.write(line + "\n")
+    with pytest.raises(ValueError, match=r"line 2 of .*Hopper-v5.jsonl is no result"):
+        results.missing([run])
+
+
+def test_two_rows_of_one_run_are_an_error_unless_they_are_equal(tmp_path: Path) -> None:
+    results = Results(tmp_path, STEPS)
+    run = Run("Hopper-v5", SETTINGS["none"], 0)
+    results.add([row_of(run, STEPS)])
+    path = results.path("Hopper-v5")
+    path.write_text(path.read_text() * 2)  # what merging the files of two machines by hand may give
+    assert results.missing([run]) == []
+    path.write_text(
+        path.read_text().splitlines()[0].replace('"episodes": 120', '"episodes": 121') + "\n" + path.read_text()
+    )
+    with pytest.raises(ValueError, match="is of none with seed 0 once more"):
+        results.missing([run])
+
+
+def _add_many(folder: Path, name: str) -> None:
+    for seed in range(15):
+        Results(folder, STEPS).add([row_of(Run("Hopper-v5", SETTINGS[name], seed), STEPS)])
+
+
+@pytest.mark.slow
+def test_several_processes_write_one_file_and_lose_no_row(tmp_path: Path) -> None:
+    names = ["none", "clip_0.1", "clip_0.2", "clip_0.3"]
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=_add_many, args=(tmp_path, name)) for name in names]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    runs = [Run("Hopper-v5", SETTINGS[name], seed) for name in names for seed in range(15)]
+    assert Results(tmp_path, STEPS).missing(runs) == []
+
+
+# ------------------------------------------------------------------ blocks
+
+
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    run_blocks("test", selection, results, train=pretend)
+    assert len(trained(results)) == 8
+    assert results.missing(selection.runs()) == []
+    run_blocks("test", selection, results, train=pretend)
+    assert len(trained(results)) == 8
+    assert [path.name for path in results.in_progress.iterdir() if path.is_dir()] == []
+
+
+def test_removing_a_line_or_a_file_has_only_that_done_again(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    run_blocks("test", selection, results, train=pretend)
+    before = results.rows(selection.runs())
+    path = results.path("Hopper-v5")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2] + lines[3:]))  # clip_0.2 with seed 0 was the third
+    results.path("InvertedPendulum-v5").unlink()
+    run_blocks("test", selection, results, train=pretend)
+    again = trained(results)[8:]
+    assert sorted(again) == sorted(
+        [
+            "Hopper-v5 clip_0.2 0",
+            *(f"InvertedPendulum-v5 {name} {seed}" for name in ("none", "clip_0.2") for seed in (0, 1)),
+        ]
+    )
+    assert results.rows(selection.runs()) == before
+
+
+def test_a_block_is_of_one_task_and_of_a_size(tmp_path: Path) -> None:
+    selection = selection_of(tuple(setting.name for setting in TABLE_1_SETTINGS), (0, 1, 2))
+    blocks = blocks_of(Results(tmp_path, STEPS), selection.runs(), size=11)
+    assert [(block.task, len(block.runs), {run.seed for run in block.runs}) for block in blocks] == [
+        (task, 11, {seed}) for task in ("Hopper-v5", "InvertedPendulum-v5") for seed in (0, 1, 2)
+    ]
+
+
+def test_what_cannot_be_stacked_is_a_block_of_its_own(tmp_path: Path) -> None:
+    selection = Selection(("Hopper-v5",), ("a2c", "clip_0.2", "trpo"), (0, 1), STEPS)
+    blocks = blocks_of(Results(tmp_path, STEPS), selection.runs())
+    assert sorted(sorted({run.setting.name for run in block.runs}) for block in blocks) == [
+        ["a2c"], ["a2c"], ["clip_0.2"], ["trpo"], ["trpo"]
+    ]  # fmt: skip
+
+
+def _fail(*_: Any) -> list[Any]:
+    raise KeyboardInterrupt
+
+
+def test_an_interrupted_block_is_gone_on_with_in_its_folder(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks("test", selection, results, train=_fail)
+    (begun,) = (path for path in results.in_progress.iterdir() if path.is_dir())
+    (begun / "bundle").touch()
+    # More settings are wanted now: those that were begun stay together, and keep their folder.
+    run_blocks("test", selection_of(("none", "clip_0.1", "clip_0.2")), results, train=pretend)
+    folders = [line.split()[0] for line in (results.in_progress / "trained.txt").read_text().splitlines()]
+    assert folders.count(begun.name) == 4
+    assert len(trained(results)) == len(set(trained(results))) == 12
+    assert not begun.exists()
+
+
+def test_a_block_of_another_selection_is_left_alone(tmp_path: Path) -> None:
+    results = Results(tmp_path, STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks("test", selection_of(), results, train=_fail)
+    run_blocks("test", selection_of(("none",)), results, train=pretend)
+    assert {line.split()[1] for line in trained(results)} == {"none"}
+    assert len([path for path in results.in_progress.iterdir() if path.is_dir()]) == 1
+
+
+def test_a_block_that_another_process_has_is_passed_over(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    taken = blocks_of(results, selection.runs())[0]
+    folder = results.in_progress / taken.name
+    folder.mkdir(parents=True)
+    with FileLock(folder / "lock"):
+        run_blocks("test", selection, results, train=pretend)
+    assert set(results.missing(selection.runs())) == set(taken.runs)
+    run_blocks("test", selection, results, train=pretend)
+    assert results.missing(selection.runs()) == []
+
+
+def test_killed_between_the_results_and_the_end_of_the_block(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks("test", selection, results, train=_fail)
+    for task in TASKS:
+        results.add([row_of(run, STEPS) for run in selection.runs() if run.task == task])
+    run_blocks("test", selection, results, train=_fail)  # trains nothing
+    assert results.missing(selection.runs()) == []
+
+
+@pytest.mark.slow
+def test_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    with pytest.raises(WorkerError, match="a worker of test did not end well"):
+        run_blocks("test", selection, results, 2, die_once)
+    run_blocks("test", selection, results, 2, die_once)
+    assert results.missing(selection.runs()) == []
+    assert len(trained(results)) == 8
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, True])
+def test_workers_must_be_a_number(tmp_path: Path, workers: Any) -> None:
+    with pytest.raises(ValueError, match=r"workers must be an integer >= 1"):
+        run_blocks("test", selection_of(), Results(tmp_path, STEPS), workers, pretend)
