@@ -19,6 +19,10 @@ SECONDS_TO_HEAR = 2.0
 """for which processes may notice a Ctrl-C by themselves"""
 
 
+class WorkerError(RuntimeError):
+    """A worker process did not end well; its own words are on standard error."""
+
+
 def in_processes(
     name: str,
     function: Callable[..., Any],

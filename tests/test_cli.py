@@ -42,7 +42,7 @@ def only_error_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
-    for command in ("train", "enjoy", "record", "plot", "list", "demo"):
+    for command in ("train", "enjoy", "record", "plot", "list", "demo", "export", "tune", "reproduce"):
         assert re.search(rf"^  {command} ", printed, re.MULTILINE)
 
 

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.files import atomic_write
-from sb3_ppo_variants.processes import in_processes
+from sb3_ppo_variants.processes import WorkerError, in_processes
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run, Selection
 from sb3_ppo_variants.reproduce.training import train_runs
@@ -32,10 +32,6 @@ LIST = "block.json"
 LOCK = "lock"
 
 TrainRuns = Callable[[Sequence[Run], int, Path], list[Row]]
-
-
-class WorkerError(RuntimeError):
-    """A worker process did not end well; its own words are on standard error."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
     missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{program} {NEEDS}; there is no {missing[0]}")
-    from sb3_ppo_variants.reproduce.blocks import WorkerError
+    from sb3_ppo_variants.processes import WorkerError
 
     try:
         return int(_COMMANDS[flags.pop("command")](flags))

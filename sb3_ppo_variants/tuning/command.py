@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -84,13 +85,18 @@ def _status(job: Job, _flags: argparse.Namespace) -> int:
 
 
 def _best(job: Job, flags: argparse.Namespace) -> int:
+    from sb3_ppo_variants.processes import FAILED, WorkerError
     from sb3_ppo_variants.tuning import best, describe_best, export
     from sb3_ppo_variants.tuning.results import require_new_file
 
     _require_workers(flags)
     if flags.export is not None:
         require_new_file(flags.export)  # before the trainings
-    rated = best(job, flags.workers)
+    try:
+        rated = best(job, flags.workers)
+    except WorkerError as error:
+        print(error, file=sys.stderr)
+        return FAILED
     print(describe_best(job, rated))
     if flags.export is not None:
         print(f"Config: {export(job, rated[0], flags.export)}")

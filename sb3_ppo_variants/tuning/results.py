@@ -13,7 +13,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 import sb3_ppo_variants
 from sb3_ppo_variants.files import atomic_write
-from sb3_ppo_variants.processes import Signals, in_processes
+from sb3_ppo_variants.processes import Signals, WorkerError, in_processes
 from sb3_ppo_variants.tuning.job import Job
 from sb3_ppo_variants.tuning.looking import look_at
 from sb3_ppo_variants.tuning.objective import MakeTraining, make_training
@@ -168,7 +168,7 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
         best first, those that diverged last
     :raises StorageError: if the storage cannot be used
     :raises ValueError: if there is no such study, or no complete trial in it
-    :raises RuntimeError: if a worker does not end well; its own words are on standard error
+    :raises WorkerError: if a worker does not end well; its own words are on standard error
     """
     shared = look_at(job)
     chosen = shared.ranked()[: job.rerun.best]
@@ -192,7 +192,7 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
         # One after another: each worker gets trainings of all trials, which differ in how long they take.
         shares = [(job, missing[index::workers], make) for index in range(min(workers, len(missing)))]
         if in_processes(job.name, rerun, shares, (StorageError,)):
-            raise RuntimeError("a worker of the re-run did not end well; what it has not done, the next tune best does")
+            raise WorkerError("a worker of the re-run did not end well; what it has not done, the next tune best does")
     known = shared.study.user_attrs
     rated = [
         Rated(trial, [_score(known[_rerun_key(trial.number, seed)]) for seed in job.fresh_seeds]) for trial in chosen
