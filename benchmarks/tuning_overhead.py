@@ -1,4 +1,4 @@
-"""What a study costs beside its trainings: a trial, and the same trainings without any study, one after another.
+"""What a study costs beside its trainings: a trial, and the same trainings without any study.
 
     python benchmarks/tuning_overhead.py [--env Pendulum-v1] [--timesteps 30000] [--rounds 3]
 

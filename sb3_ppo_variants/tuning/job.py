@@ -28,6 +28,10 @@ FIRST_FRESH_SEED = 1_000_000
 SUFFIXES = (".yml", ".yaml")
 
 
+class StudyError(ValueError):
+    """A study cannot go on as its job says; the message says why."""
+
+
 class Budget(NamedTuple):
     """How much a study may train."""
 

@@ -8,7 +8,7 @@ import sqlalchemy
 import sqlalchemy.exc
 
 from sb3_ppo_variants.tuning.job import Job
-from sb3_ppo_variants.tuning.storage import JOURNAL, Patience, parse_url, without_password
+from sb3_ppo_variants.tuning.storage import JOURNAL, Patience, engine_arguments, parse_url, without_password
 from sb3_ppo_variants.tuning.study import SharedStudy
 
 
@@ -34,7 +34,7 @@ def _database(job: Job) -> tuple[str, bool]:
         url = parse_url(job.url, name)
         if url.get_backend_name() == "sqlite" and not Path(url.database or "").is_file():
             return name, False
-        engine = sqlalchemy.create_engine(url)
+        engine = sqlalchemy.create_engine(url, **engine_arguments(url, name))
     except (sqlalchemy.exc.SQLAlchemyError, ImportError, ValueError):
         return name, True
     try:

@@ -193,7 +193,8 @@ def _png(seen: _Seen, name: str, path: Path) -> Path:
                 each.set_title("")
                 each.set_title("", loc="left")
             figure.mend(axes, seen)
-            cut = f", the {MOST_AXES} most important ones" if len(kwargs.get("params", ())) == MOST_AXES else ""
+            is_cut = name == "parallel_coordinates" and len(seen.importances) > MOST_AXES
+            cut = f", the {MOST_AXES} most important ones" if is_cut else ""
             title = textwrap.fill(f"{seen.job.name}: {seen.title(name)}{cut}", 100)
             title = f"{title}\n{seen.objective}\n{seen.counts}"
             canvas.suptitle(title, fontsize=10, x=0.01, ha="left")

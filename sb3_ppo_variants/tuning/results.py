@@ -14,11 +14,11 @@ from optuna.trial import FrozenTrial, TrialState
 import sb3_ppo_variants
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.processes import Signals, WorkerError, in_processes
-from sb3_ppo_variants.tuning.job import Job
+from sb3_ppo_variants.tuning.job import Job, StudyError
 from sb3_ppo_variants.tuning.looking import look_at
 from sb3_ppo_variants.tuning.objective import MakeTraining, make_training
 from sb3_ppo_variants.tuning.storage import StorageError
-from sb3_ppo_variants.tuning.study import FINISHED, NEAREST, NOT_RUN, ORIGIN, PAPER, Counts
+from sb3_ppo_variants.tuning.study import FINISHED, NEAREST, NOT_RUN, ORIGIN, PAPER, Counts, count, ranked
 from sb3_ppo_variants.tuning.training import remove_bundles
 
 DIVERGED = "diverged"
@@ -91,13 +91,14 @@ def status(job: Job) -> Status:
     :raises StorageError: if its storage cannot be used
     :raises ValueError: if there is no such study
     """
-    shared = look_at(job)
-    trials = shared.trials()
-    complete = shared.ranked()
+    trials = look_at(job).trials()
+    failed = [trial for trial in trials if trial.state is TrialState.FAIL]
+    pruned = [trial for trial in trials if trial.state is TrialState.PRUNED]
+    complete = ranked(trials)
     return Status(
-        shared.counts(),
-        sum(NOT_RUN in trial.user_attrs for trial in trials),
-        sum("diverged" in trial.user_attrs for trial in trials),
+        count(trials),
+        sum(NOT_RUN in trial.user_attrs for trial in failed),
+        sum("diverged" in trial.user_attrs for trial in pruned),
         job.budget.trials,
         complete[0] if complete else None,
     )
@@ -168,6 +169,7 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
         best first, those that diverged last
     :raises StorageError: if the storage cannot be used
     :raises ValueError: if there is no such study, or no complete trial in it
+    :raises StudyError: if all of them diverge on fresh seeds
     :raises WorkerError: if a worker does not end well; its own words are on standard error
     """
     shared = look_at(job)
@@ -191,12 +193,14 @@ def best(job: Job, workers: int = 1, make: MakeTraining = make_training) -> list
     else:
         # One after another: each worker gets trainings of all trials, which differ in how long they take.
         shares = [(job, missing[index::workers], make) for index in range(min(workers, len(missing)))]
-        if in_processes(job.name, rerun, shares, (StorageError,)):
+        if in_processes(job.name, rerun, shares, (StorageError, StudyError)):
             raise WorkerError("a worker of the re-run did not end well; what it has not done, the next tune best does")
     known = shared.study.user_attrs
     rated = [
         Rated(trial, [_score(known[_rerun_key(trial.number, seed)]) for seed in job.fresh_seeds]) for trial in chosen
     ]
+    if all(math.isnan(each.interval.mean) for each in rated):
+        raise StudyError(f"the best trials of the study {job.name!r} all diverge on fresh seeds: none is to be named")
     return sorted(rated, key=lambda each: (math.isnan(each.interval.mean), -each.interval.mean, each.trial.number))
 
 
@@ -226,6 +230,8 @@ def rerun(job: Job, pairs: Sequence[tuple[int, int]], make: MakeTraining = make_
             try:
                 with signals.heard():
                     score = training.advance(job.budget.timesteps).mean
+                if math.isnan(score):
+                    raise StudyError(f"trial {number}, seed {seed}: no episode has ended, as in none of the study's")
             except FloatingPointError:
                 score = DIVERGED
             finally:
@@ -253,10 +259,12 @@ def describe_best(job: Job, rated: Sequence[Rated]) -> str:
     lines += [f"  {name}: {value}" for name, value in first.trial.params.items()]
     paper = next((each for each in rated if each.is_paper), None)
     if paper is not None and paper is not first:
-        apart = first.interval.low > paper.interval.high
-        lines.append(
-            f"the 95 % intervals of the best and of the paper's values {'do not overlap' if apart else 'overlap'}"
-        )
+        words = "the paper's values" if paper.trial.user_attrs[ORIGIN] == PAPER else "what is nearest to the paper's"
+        if math.isnan(paper.interval.mean):
+            lines.append(f"{words} diverge on fresh seeds")
+        else:
+            apart = first.interval.low > paper.interval.high
+            lines.append(f"the 95 % intervals of the best and of {words} {'do not overlap' if apart else 'overlap'}")
     return "\n".join(lines)
 
 

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS
-from sb3_ppo_variants.arguments import check_names, require, require_choice
+from sb3_ppo_variants.arguments import check_names, require, require_choice, shown
 
 KINDS = ("float", "int", "categorical")
 # The settings that each of our own parameters makes.
@@ -299,12 +299,24 @@ def read_space(
                     space.pop(other, None)
         else:
             space[name] = _read_parameter(name, override, defaults.get(name))
-    if "learning_rate" not in space and "clip_range" not in space:
-        space.pop("anneal", None)  # nothing is left for it to anneal
+    _drop_idle_anneal(space, overrides)
     ordered = _ordered(space)
     _check_values(algorithm, environment, base, ordered)
     _check_rollouts(algorithm, base, space)
     return ordered
+
+
+def _drop_idle_anneal(space: dict[str, Parameter], overrides: Mapping[str, Any]) -> None:
+    """Take ``anneal`` out of a space in which there is nothing for it to anneal.
+
+    :raises ValueError: if the job asks for it, or nothing is left
+    """
+    if "anneal" in space and not {"learning_rate", "clip_range"} & set(space):
+        if overrides.get("anneal") is not None:
+            raise ValueError("space: anneal needs learning_rate or clip_range in the space, which it anneals")
+        space.pop("anneal")
+    if not space:
+        raise ValueError("space must have a parameter")
 
 
 def _dependents(name: str, space: Mapping[str, Parameter]) -> list[str]:
@@ -371,6 +383,7 @@ def _checked(parameter: Parameter) -> Parameter:
     """
     what = f"space: {parameter.name}"
     require_choice(f"{what}: log", parameter.log, (True, False))
+    _check_kind(parameter)
     if parameter.kind == "categorical":
         if not parameter.choices or parameter.low is not None or parameter.high is not None or parameter.log:
             raise ValueError(f"{what}: a categorical parameter must have choices, and neither low, high nor log")
@@ -383,6 +396,31 @@ def _checked(parameter: Parameter) -> Parameter:
     if parameter.log and low <= 0:
         raise ValueError(f"{what}: low must be > 0 on a log scale; got {low!r}")
     return parameter._replace(low=low, high=high)
+
+
+COUNTS = frozenset({"n_envs", "n_steps", "n_epochs", "n_minibatches"})
+SWITCHES = frozenset({"anneal", "anneal_log_std", "adapt_stepsize", "entropy_bonus"})
+NUMBERS = frozenset({"one_minus_gamma", "log_std_start", "log_std_end"})
+
+
+def _check_kind(parameter: Parameter) -> None:
+    """Check the kind of a parameter that is counted with, or composed with others, before an algorithm sees it.
+
+    :raises ValueError: if it is another's
+    """
+    name, choices = f"space: {parameter.name}", parameter.choices
+    if parameter.name in SWITCHES and not (choices and all(isinstance(choice, bool) for choice in choices)):
+        raise ValueError(f"{name} must have choices true, false or both; got {shown(list(choices))}")
+    if parameter.name in ("network", "activation") and not all(isinstance(choice, str) for choice in choices or (0,)):
+        raise ValueError(f"{name} must have names as choices; got {shown(list(choices))}")
+    if parameter.name in COUNTS:
+        if parameter.kind == "float":
+            raise ValueError(f"{name}: type must be 'int' or 'categorical'; got 'float'")
+        for value in choices or (parameter.low,):
+            require(name, value, "integers >= 1", lambda number: number >= 1, integer=True)
+    if parameter.name in NUMBERS:
+        for value in choices:
+            require(name, value, "finite numbers", math.isfinite)
 
 
 def _read_number(name: str, value: Any, kind: str) -> Any:
@@ -433,6 +471,10 @@ def _check_values(algorithm: str, environment: str, base: Mapping[str, Any], spa
     kind = getattr(sb3_ppo_variants, ALGORITHMS[algorithm])
     read_hyperparams(kind, base)
     first = paper_params(algorithm, environment, space)
+    try:
+        read_hyperparams(kind, settings_of(algorithm, base, first))
+    except ValueError as error:
+        raise ValueError(f"space: the first trial's values are refused: {error}") from error
     by_name = {parameter.name: parameter for parameter in space}
     for parameter in space:
         for value in parameter.extremes():
@@ -461,11 +503,10 @@ def _check_rollouts(algorithm: str, base: Mapping[str, Any], space: Mapping[str,
     :raises ValueError: if one is, or it does not
     """
     n_envs, n_steps = (_values(name, algorithm, base, space) for name in ("n_envs", "n_steps"))
-    largest, timesteps = max(n_envs) * max(n_steps), base["n_timesteps"]
+    largest, timesteps = longest_rollout(algorithm, base, tuple(space.values())), base["n_timesteps"]
     if largest > timesteps:
         raise ValueError(
-            f"space: n_envs * n_steps must be at most the budget's timesteps, {timesteps}; it can be "
-            f"{max(n_envs)} * {max(n_steps)} = {largest}"
+            f"space: n_envs * n_steps must be at most the budget's timesteps, {timesteps}; it can be {largest}"
         )
     if "n_minibatches" in space or len(n_envs) * len(n_steps) > LARGEST_ENUMERATION:
         return
@@ -481,7 +522,12 @@ def _check_rollouts(algorithm: str, base: Mapping[str, Any], space: Mapping[str,
 def longest_rollout(algorithm: str, base: Mapping[str, Any], space: Space) -> int:
     """The largest N × T that a space can draw, in timesteps."""
     by_name = {parameter.name: parameter for parameter in space}
-    return max(_values("n_envs", algorithm, base, by_name)) * max(_values("n_steps", algorithm, base, by_name))
+    return _largest("n_envs", algorithm, base, by_name) * _largest("n_steps", algorithm, base, by_name)
+
+
+def _largest(name: str, algorithm: str, base: Mapping[str, Any], space: Mapping[str, Parameter]) -> int:
+    values = _values(name, algorithm, base, space)
+    return values[-1] if isinstance(values, range) else max(values)
 
 
 def _values(name: str, algorithm: str, base: Mapping[str, Any], space: Mapping[str, Parameter]) -> Sequence[int]:
@@ -603,14 +649,17 @@ def paper_params(algorithm: str, environment: str, space: Space) -> dict[str, An
     return params
 
 
-COMPARED = (
-    *("n_envs", "n_steps", "batch_size", "n_epochs", "gamma", "gae_lambda", "ent_coef", "learning_rate", "clip_range"),
-    *("log_std_schedule", "stepsize_kl_target", "kl_target", "beta_init", "beta", "surrogate", "advantage_estimator"),
+# Not settings of the algorithm; or, the last two, of which the paper says nothing and its tasks' configs something.
+NOT_COMPARED = frozenset(
+    {
+        *("_init_setup_model", "device", "env", "policy", "policy_kwargs", "rollout_buffer_class", "seed"),
+        *("rollout_buffer_kwargs", "stats_window_size", "tensorboard_log", "verbose", "clip_actions", "weight_init"),
+    }
 )
 
 
 def has_papers_values(algorithm: str, environment: str, settings: Mapping[str, Any]) -> bool:
-    """Whether settings have the paper's values of all that a default space varies, but for the network.
+    """Whether an algorithm's settings, its network's among them, are the paper's for a task of this kind.
 
     :param settings: in the form of ``zoo_configs``
     """
@@ -618,7 +667,15 @@ def has_papers_values(algorithm: str, environment: str, settings: Mapping[str, A
 
     paper = paper_settings(algorithm, environment)
     ours = {**paper, **read_hyperparams(getattr(sb3_ppo_variants, ALGORITHMS[algorithm]), settings)}
-    return all(_same(ours[name], paper[name]) for name in COMPARED if name in paper)
+    are_same = all(_same(ours[name], paper[name]) for name in paper.keys() - NOT_COMPARED)
+    return are_same and _network_of(ours["policy_kwargs"]) == _network_of(paper["policy_kwargs"])
+
+
+def _network_of(policy_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A policy's arguments, with SB3's defaults of those that §6.1 is about."""
+    from torch import nn
+
+    return {"net_arch": {"pi": [64, 64], "vf": [64, 64]}, "activation_fn": nn.Tanh, **(policy_kwargs or {})}
 
 
 def _same(one: Any, other: Any) -> bool:

@@ -125,6 +125,8 @@ def is_transient(error: BaseException) -> bool:
     if isinstance(error, sqlalchemy.exc.DBAPIError):
         passing = (sqlalchemy.exc.OperationalError, sqlalchemy.exc.InterfaceError)
         return (isinstance(error, passing) or error.connection_invalidated) and not _is_refusal(error.orig)
+    if isinstance(error, (IsADirectoryError, NotADirectoryError, PermissionError)):
+        return False
     # The last one follows, within one operation of optuna's, a connection that was lost.
     return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError))
 
@@ -223,7 +225,7 @@ for _name in _OPERATIONS:
 
 def _open_database(name: str, url: str, heartbeat: Heartbeat, patience: Patience) -> RDBStorage:
     parsed = parse_url(url, name)
-    arguments = _engine_arguments(parsed, name)
+    arguments = engine_arguments(parsed, name)
 
     def connect() -> RDBStorage:
         with warnings.catch_warnings():
@@ -267,7 +269,12 @@ def _is_installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _engine_arguments(url: sqlalchemy.URL, name: str) -> dict[str, Any]:
+def engine_arguments(url: sqlalchemy.URL, name: str) -> dict[str, Any]:
+    """What SQLAlchemy's engine of a storage is made with; a SQLite file's folder is made.
+
+    :param name: of the storage, for messages
+    :raises StorageError: if that folder cannot be made
+    """
     if url.get_backend_name() == "sqlite":
         if url.database and url.database != ":memory:":
             _make_folder(Path(url.database).parent, name)

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 
 from sb3_ppo_variants.arguments import check_names
-from sb3_ppo_variants.tuning.job import Choice, Job
+from sb3_ppo_variants.tuning.job import Choice, Job, StudyError
 from sb3_ppo_variants.tuning.spaces import has_papers_values, paper_params, suggest
 from sb3_ppo_variants.tuning.storage import Storage, StorageError
 
@@ -107,7 +107,9 @@ def make_pruner(job: Job) -> optuna.pruners.BasePruner:
 
 
 def _make(what: str, kind: Any, choice: Choice, own: dict[str, Any]) -> Any:
-    allowed = set(inspect.signature(kind.__init__).parameters) - _NOT_OPTIONS
+    named = inspect.signature(kind.__init__).parameters.values()
+    stars = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    allowed = {parameter.name for parameter in named if parameter.kind not in stars} - _NOT_OPTIONS
     check_names(f"argument of {what} {choice.name},", choice.options, allowed)
     try:
         return kind(**choice.options, **own)
@@ -197,11 +199,11 @@ class SharedStudy:
 
     def ranked(self) -> list[FrozenTrial]:
         """The complete trials, the best first."""
-        return sorted(self.trials([TrialState.COMPLETE]), key=lambda trial: (-(trial.value or 0.0), trial.number))
+        return ranked(self.trials())
 
     def counts(self) -> Counts:
         """How many trials are in which state."""
-        return _count(self.trials())
+        return count(self.trials())
 
     def folder_of(self, trial: FrozenTrial) -> Path:
         """The folder of a trial, which those share that go on with it."""
@@ -216,13 +218,13 @@ class SharedStudy:
 
         :param wait: waits for some seconds
         :return: the trial, its parameters chosen; None if the budget's trials are finished
-        :raises ValueError: if the space has no parameters that are new
+        :raises StudyError: if the space has no parameters that are new
         """
         draws = 0
         while True:
             self.take_from_the_dead()
             trials = self.trials()
-            counts = _count(trials)
+            counts = count(trials)
             if counts.finished >= self.job.budget.trials:
                 return None
             taken = counts.finished + counts.running + len(_lost(trials))
@@ -243,7 +245,7 @@ class SharedStudy:
             self.finish(trial, TrialState.FAIL)
             draws += refusal.was_drawn_before
             if draws >= MAX_DRAWS:
-                raise ValueError(
+                raise StudyError(
                     f"space: {MAX_DRAWS} draws in a row gave parameters that other trials have: widen it, or lower "
                     f"the budget to the {counts.finished} trials that are finished"
                 )
@@ -278,7 +280,7 @@ class SharedStudy:
             except (TypeError, ValueError, IndexError) as error:  # of a sampler whose options do not fit
                 trial.set_user_attr("error", f"{type(error).__name__}: {error}")
                 self.finish(trial, TrialState.FAIL)
-                raise ValueError(f"sampler {self.job.sampler.name} with {self.job.sampler.options}: {error}") from error
+                raise StudyError(f"sampler {self.job.sampler.name} with {self.job.sampler.options}: {error}") from error
         finally:
             self.study.sampler = sampler
         return trial
@@ -422,7 +424,14 @@ class _Refusal(NamedTuple):
     """whether another trial has its parameters"""
 
 
-def _count(trials: Collection[FrozenTrial]) -> Counts:
+def ranked(trials: Collection[FrozenTrial]) -> list[FrozenTrial]:
+    """The complete ones of these trials, the best first."""
+    complete = [trial for trial in trials if trial.state is TrialState.COMPLETE]
+    return sorted(complete, key=lambda trial: (-(trial.value or 0.0), trial.number))
+
+
+def count(trials: Collection[FrozenTrial]) -> Counts:
+    """How many of these trials are in which state."""
     states = [trial.state for trial in trials]
     order = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING, TrialState.WAITING, TrialState.FAIL)
     return Counts(*map(states.count, order))

@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.resume.names import BUNDLES
 from sb3_ppo_variants.resume.state import generators, set_generators
+from sb3_ppo_variants.tuning.job import StudyError
 
 SCORES = "scores.json"
 IDENTITY = "training.json"
@@ -205,20 +206,24 @@ def claim(folder: Path, identity: Mapping[str, Any]) -> None:
     """Write down whose a folder is, or check that it is this training's: its scores and bundles would be used.
 
     :param identity: all that decides what the training gives, as JSON has it
-    :raises ValueError: if it is another's
+    :raises StudyError: if it is another's
     """
     path = folder / IDENTITY
     ours = json.loads(json.dumps(identity))
     try:
         theirs = json.loads(path.read_bytes())
     except FileNotFoundError:
+        if (folder / SCORES).exists() or (folder / BUNDLES).exists():
+            raise StudyError(
+                f"{folder} holds a training, and does not say which: give this one another folder, or remove that"
+            ) from None
         folder.mkdir(parents=True, exist_ok=True)
         atomic_write(path, json.dumps(ours).encode())
         return
     except ValueError:
         theirs = None
     if theirs != ours:
-        raise ValueError(
+        raise StudyError(
             f"{folder} holds another training, of an earlier study or another job: give this one another folder, or "
             "remove that"
         )

@@ -22,7 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sb3_ppo_variants.processes import Signals, in_processes
 from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.resume.format import BundleError
-from sb3_ppo_variants.tuning.job import Job
+from sb3_ppo_variants.tuning.job import Job, StudyError
 from sb3_ppo_variants.tuning.objective import LostTrialError, MakeTraining, evaluate, make_training
 from sb3_ppo_variants.tuning.storage import StorageError
 from sb3_ppo_variants.tuning.study import RETRY_OF, SharedStudy
@@ -126,10 +126,13 @@ def _finish(shared: SharedStudy, trial: optuna.Trial, folder: Path, state: Trial
     if not shared.finish(trial, state, value):
         return False
     job = shared.job
+    without_policy = [shared.folder_of(worse) for worse in shared.ranked()[job.rerun.best :]]
+    if state is not TrialState.COMPLETE:
+        without_policy.append(folder)
     for seed in job.training_seeds:
         remove_bundles(folder / f"seed_{seed}")
-        for worse in shared.ranked()[job.rerun.best :]:
-            remove_policy(shared.folder_of(worse) / f"seed_{seed}")
+        for each in without_policy:
+            remove_policy(each / f"seed_{seed}")
     return True
 
 
@@ -207,5 +210,8 @@ def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: Mak
         run_worker(job, name, make)
         return 0
     return in_processes(
-        job.name, run_worker, [(job, f"{name}-{index}", make) for index in range(workers)], (StorageError,)
+        job.name,
+        run_worker,
+        [(job, f"{name}-{index}", make) for index in range(workers)],
+        (StorageError, StudyError),
     )

@@ -156,6 +156,21 @@ def test_a_job_changes_a_space() -> None:
     assert paper_params("ppo_clip_paper", "Pendulum-v1", job.space)["n_epochs"] == 5
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"space": {"network": {"choices": ["256x256"]}}},
+        {"fixed": {"policy_kwargs": {"net_arch": [8]}}},
+        {"fixed": {"vf_coef": 50}},
+        {"fixed": {"normalize_advantage": False}},
+    ],
+)
+def test_a_first_trial_that_is_not_the_papers_is_not_called_so(keys: dict[str, Any]) -> None:
+    job = job_of(**keys)
+    params = paper_params(job.algorithm, job.environment, job.space)
+    assert not has_papers_values(job.algorithm, job.environment, job.settings(params))
+
+
 def test_a_space_may_be_what_the_job_names_and_nothing_else() -> None:
     job = job_of(space={"clip_range": {}, "learning_rate": {"low": 1e-4}}, whole_space=False)
     assert {parameter.name: parameter.low for parameter in job.space} == {"clip_range": 0.05, "learning_rate": 1e-4}
@@ -166,6 +181,20 @@ def test_a_space_may_be_what_the_job_names_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("space", "message"),
     [
+        ({"n_steps": {"choices": ["a"]}}, "space: n_steps must be integers >= 1; got 'a'"),
+        ({"n_minibatches": {"choices": [0]}}, "space: n_minibatches must be integers >= 1; got 0"),
+        ({"n_epochs": {"type": "float", "low": 1, "high": 2}}, "n_epochs: type must be 'int' or 'categorical'"),
+        ({"anneal": {"choices": ["x"]}}, "space: anneal must have choices true, false or both"),
+        ({"activation": {"choices": ["foo"]}}, "space: the first trial's values are refused: unknown activation_fn"),
+        (
+            {"one_minus_gamma": {"type": "categorical", "choices": ["a"]}},
+            "space: one_minus_gamma must be finite numbers; got 'a'",
+        ),
+        (
+            {"learning_rate": None, "clip_range": None, "anneal": {"choices": [True]}},
+            "space: anneal needs learning_rate or clip_range",
+        ),
+        ({"n_envs": {"type": "int", "low": 1, "high": 10**12}}, "n_envs \\* n_steps must be at most"),
         ({"learnig_rate": None}, "unknown parameter of the space 'learnig_rate', did you mean 'learning_rate'"),
         ({"gamma": {"type": "float", "low": 0.9, "high": 1}}, "unknown parameter of the space 'gamma'"),
         ({"vf_coef": {"low": 1, "high": 2}}, "vf_coef must have a type: float, int, categorical"),
@@ -177,7 +206,7 @@ def test_a_space_may_be_what_the_job_names_and_nothing_else() -> None:
         ({"clip_range": {"low": 0}}, "clip_range: low must be > 0 on a log scale; got 0.0"),
         ({"gae_lambda": {"high": 1.5}}, r"gae_lambda cannot be 1.5: gae_lambda must be a number in \[0, 1\]; got 1.5"),
         ({"one_minus_gamma": {"high": 2.0}}, r"one_minus_gamma cannot be 2.0: gamma must be a number in \[0, 1\]"),
-        ({"n_epochs": {"type": "int", "low": 0, "high": 3}}, "n_epochs cannot be 0: n_epochs must be an integer >= 1"),
+        ({"n_epochs": {"type": "int", "low": 0, "high": 3}}, "space: n_epochs must be integers >= 1; got 0"),
         ({"surrogate": {"choices": ["clip", "clop"]}}, "surrogate cannot be 'clop': surrogate must be one of"),
         ({"surrogate": {"choices": []}}, "choices must be a list of numbers, strings, booleans or null"),
         ({"surrogate": {"choices": ["clip", "clip"]}}, "surrogate: choices must differ"),
@@ -198,7 +227,7 @@ def test_a_space_may_be_what_the_job_names_and_nothing_else() -> None:
             "when must not go in circles",
         ),
         ({"n_envs": {"choices": [1, 1024]}}, r"n_envs \* n_steps must be at most the budget's timesteps, 200000"),
-        ({"n_envs": {"choices": [0]}}, "n_envs cannot be 0: n_envs must be an integer >= 1"),
+        ({"n_envs": {"choices": [0]}}, "space: n_envs must be integers >= 1; got 0"),
     ],
 )
 def test_what_is_wrong_with_a_space_is_named(space: dict[str, Any], message: str) -> None:

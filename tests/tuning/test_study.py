@@ -351,6 +351,8 @@ def test_a_seed_that_diverges_ranks_its_trial_last_and_the_papers_values_are_the
     assert "trial 1: diverged (2 seeds); in the study 0.7" in words
     assert "trial 2: -9 ± 0 (95 %, 2 seeds); pruned in the study (the paper's values)" in words
     assert "do not overlap" in words
+    diverged = rated[1]._replace(scores=[float("nan")] * 2)
+    assert "the paper's values diverge on fresh seeds" in describe_best(job, [rated[0], diverged])
     path = export(job, rated[1], tmp_path / "paper.yml")
     assert "It was pruned in the study." in path.read_text()
 
