@@ -24,7 +24,7 @@ from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker, run_workers
 from sb3_ppo_variants.tuning.objective import make_training
 from sb3_ppo_variants.tuning.study import RETRY_OF
 from sb3_ppo_variants.tuning.training import Training
-from tests.tuning.killing import check, forkserver, run_under_fire, start_worker, wait_until, workers_of
+from tests.tuning.killing import check, forkserver, ready_server, run_under_fire, start_worker, wait_until, workers_of
 from tests.tuning.postgresql import PASSWORD, Server
 from tests.tuning.studies import job_in, pretend, pretend_slowly
 
@@ -34,6 +34,12 @@ AWAY = 20.0
 """seconds for which storages are"""
 
 MakeJob = Callable[..., Job]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def processes_begin_at_once() -> Iterator[None]:
+    with ready_server():
+        yield
 
 
 @pytest.fixture
