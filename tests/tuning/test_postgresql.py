@@ -331,7 +331,7 @@ def notes_where_it_begins(job: Job, settings: Mapping[str, Any], seed: int, fold
         collect = model.collect_rollouts
 
         def note_once(*arguments: Any, **keywords: Any) -> bool:
-            model.collect_rollouts = collect
+            del model.collect_rollouts  # an attribute of the model would be saved with it
             with open(folder / "began", "a") as file:
                 file.write(f"{model.num_timesteps}\n")
             return collect(*arguments, **keywords)
