@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.resume.learning import Run
-from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 
 Resume = bool | Literal["auto"]
 
@@ -80,17 +78,6 @@ class UnkeptRun:
         yield
 
 
-def require_resumable(folder: Path, resume: Resume) -> None:
-    """Check that a run's folder has bundles where it must, and none where it must not.
-
-    :raises BundleError: if not
-    """
-    if resume is True and not bundle_paths(folder):
-        raise BundleError(f"there is no resume bundle in {folder}; resume='auto' would begin a run")
-    if not resume and bundle_paths(folder):
-        raise BundleError(f"{folder} holds the bundles of a run: resume='auto' goes on with it")
-
-
 def kept_run(model: Any, folder: RunFolder, total_timesteps: int, resume: Resume, interval: float) -> Run:
     """A training in a folder of its own, begun or gone on with.
 
@@ -99,9 +86,5 @@ def kept_run(model: Any, folder: RunFolder, total_timesteps: int, resume: Resume
     """
     names = {"log_interval": 1, "tb_log_name": type(model).__name__, "progress_bar": False}
     run = Run(model, folder, interval, names)
-    bundle = folder.newest(run.check) if resume else None
-    if bundle is None:
-        run.begin(total_timesteps, None, True)
-    else:
-        run.go_on(bundle, total_timesteps, None, False)
+    run.begin_or_go_on(resume, total_timesteps)
     return run

@@ -17,13 +17,13 @@ from sb3_ppo_variants.arguments import require, require_choice, shown
 from sb3_ppo_variants.many.agent import Agent
 from sb3_ppo_variants.many.groups import group_key
 from sb3_ppo_variants.many.rollout import Collector
-from sb3_ppo_variants.many.runs import AgentRun, Resume, UnkeptRun, kept_run, require_resumable
+from sb3_ppo_variants.many.runs import AgentRun, Resume, UnkeptRun, kept_run
 from sb3_ppo_variants.many.shapes import require_stackable
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.many.update import Update
 from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
 from sb3_ppo_variants.resume.folder import RunFolder
-from sb3_ppo_variants.resume.learning import BUNDLE_INTERVAL
+from sb3_ppo_variants.resume.learning import BUNDLE_INTERVAL, require_resumable
 from sb3_ppo_variants.resume.names import bundle_paths
 
 AgentSpec = tuple[type[PaperOnPolicyAlgorithm], Mapping[str, Any], int]

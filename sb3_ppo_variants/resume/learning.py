@@ -25,7 +25,7 @@ from sb3_ppo_variants.resume import logs
 from sb3_ppo_variants.resume import state as run_state
 from sb3_ppo_variants.resume.folder import Bundle, BundleWarning, RunFolder
 from sb3_ppo_variants.resume.format import Tree, copied, is_tree
-from sb3_ppo_variants.resume.names import BundleError, bundle_paths
+from sb3_ppo_variants.resume.names import BUNDLES, BundleError, bundle_paths
 
 SelfAlgorithm = TypeVar("SelfAlgorithm", bound="ResumableAlgorithm")
 
@@ -91,18 +91,11 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             self.schedule_timesteps = None
             return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
         folder = RunFolder(run_folder)
-        if resume is True and not bundle_paths(folder.path):
-            raise BundleError(f"there is no resume bundle in {folder.bundles}; resume='auto' would begin a run")
-        if not resume and bundle_paths(folder.path):
-            raise BundleError(f"{folder.path} holds the bundles of a run: resume='auto' goes on with it")
+        require_resumable(folder.path, resume)
         names = {"log_interval": log_interval, "tb_log_name": name, "progress_bar": progress_bar}
         with folder.owned():
             run = Run(self, folder, bundle_interval, names)
-            bundle = folder.newest(run.check) if resume else None
-            if bundle is None:
-                run.begin(total_timesteps, callback, reset_num_timesteps)
-            else:
-                run.go_on(bundle, total_timesteps, callback, stretch_schedules)
+            run.begin_or_go_on(resume, total_timesteps, callback, reset_num_timesteps, stretch_schedules)
             run.train()
         return self
 
@@ -120,6 +113,17 @@ class ResumableAlgorithm(OnPolicyAlgorithm):
             super()._update_current_progress_remaining(num_timesteps, total_timesteps)
         else:
             self._current_progress_remaining = self._progress_remaining()
+
+
+def require_resumable(folder: Path, resume: bool | str) -> None:
+    """Check that a run's folder has bundles where it must, and none where it must not.
+
+    :raises BundleError: if not
+    """
+    if resume is True and not bundle_paths(folder):
+        raise BundleError(f"there is no resume bundle in {folder / BUNDLES}; resume='auto' would begin a run")
+    if not resume and bundle_paths(folder):
+        raise BundleError(f"{folder} holds the bundles of a run: resume='auto' goes on with it")
 
 
 class _ProgressBar(ProgressBarCallback):
@@ -301,6 +305,24 @@ class Run:
         self._began = run_state.callbacks_of(self._callback)
 
     # ------------------------------------------------------------------ training
+
+    def begin_or_go_on(
+        self,
+        resume: bool | str,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        reset_num_timesteps: bool = True,
+        stretch_schedules: bool = False,
+    ) -> None:
+        """Begin the training, or go on from the newest bundle if that is asked for and there is one.
+
+        :raises BundleError: if bundles cannot be read or are of another run
+        """
+        bundle = self._folder.newest(self.check) if resume else None
+        if bundle is None:
+            self.begin(total_timesteps, callback, reset_num_timesteps)
+        else:
+            self.go_on(bundle, total_timesteps, callback, stretch_schedules)
 
     def train(self) -> None:
         """Train to the end, and leave a bundle behind whatever happens."""
