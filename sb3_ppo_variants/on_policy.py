@@ -25,6 +25,7 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     PyTorchObs,
@@ -46,6 +47,13 @@ from sb3_ppo_variants.metrics import MeanMetrics
 from sb3_ppo_variants.optimizer import OptimizerSteps, is_fused, prefer_fused, steps_of
 from sb3_ppo_variants.resume.learning import ResumableAlgorithm
 from sb3_ppo_variants.rollout_data import CustomRollout, Rollout, StoredRollout, has_stock_reader, samples_of
+from sb3_ppo_variants.symmetry import (
+    MirrorSymmetry,
+    SymmetricNetworks,
+    check_policy,
+    read_symmetry,
+    symmetrize_statistics,
+)
 from sb3_ppo_variants.vec_env import ChunkedVecEnv
 
 # Keeps a standardised advantage finite where all advantages are equal (as SB3).
@@ -169,6 +177,11 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         progress 1 → 0 (Table 4: ``LinearSchedule(-0.7, -1.6, 1.0)``), set before each rollout and not learned. None
         (default): learned, as §6.1
     :param weight_init: ``"orthogonal"`` (SB3's) or ``"normc"`` (the authors' code's, July 2017)
+    :param mirror_symmetry: True keeps the networks symmetric under the task's mirror image, which the environment tells
+        as its attribute ``mirror_symmetry`` (the humanoids do): π(a|s) = π(M a|M s) and V(s) = V(M s), exactly, with
+        half the free weights and at no cost; also ``{"observation": (indices, signs), "action": (indices, signs)}``,
+        component i of the image being ``signs[i] * x[indices[i]]``. ``VecNormalize``'s statistics of observations
+        become those of all that was seen together with its mirror image. False (default): nothing of it
     :param compile: compile the loss and its gradient with ``torch.compile``: SB3's stock policies only, gSDE aside.
         The first update takes some ten seconds longer. Equal to the plain path up to rounding; an ``objective`` of
         your own may then depend on the policy only through the minibatch
@@ -236,6 +249,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         stepsize_bounds: tuple[float, float] = (1e-5, 1e-2),
         log_std_schedule: float | Schedule | None = None,
         weight_init: Literal["orthogonal", "normc"] = "orthogonal",
+        mirror_symmetry: bool | Mapping[str, Any] | MirrorSymmetry = False,
         compile: bool = False,  # noqa: A002  # torch's own word for it
     ):
         if clip_range is ...:
@@ -279,6 +293,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         self.stepsize_factor = 1.0
         self.log_std_schedule = log_std_schedule
         self.weight_init = weight_init
+        self.mirror_symmetry = self._read_mirror_symmetry(mirror_symmetry)
         self.compile = compile
         self.n_iterations = 0
         self._compiled: CompiledLoss | None = None
@@ -327,6 +342,24 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
 
     # ---------------------------------------------------------------- set-up
 
+    def _read_mirror_symmetry(self, value: Any) -> MirrorSymmetry | None:
+        if value is False:
+            return None
+        for name, space in (("observation", self.observation_space), ("action", self.action_space)):
+            if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+                raise ValueError(
+                    f"mirror_symmetry must be False unless the {name} space is a Box of vectors; got {space}"
+                )
+        if value is True:
+            assert self.env is not None
+            try:
+                value = self.env.get_attr("mirror_symmetry", 0)[0]
+            except AttributeError:
+                raise ValueError(
+                    "mirror_symmetry=True needs an environment with an attribute mirror_symmetry"
+                ) from None
+        return read_symmetry(value, self.observation_space.shape[0], self.action_space.shape[0])
+
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
@@ -336,12 +369,20 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
                 setattr(self, name, FloatSchedule(value))
         if self.weight_init == "normc":
             normc_(self.policy)
+        self._set_up_symmetry()
         if isinstance(self.action_space, spaces.Box) and not (self.clip_actions or self.policy.squash_output):
             # SB3's `predict` clips to the policy's action space.
             self.policy.action_space = spaces.Box(-np.inf, np.inf, self.action_space.shape)
         prefer_fused(self.policy.optimizer)
         self._set_up_log_std()
         self._set_up_kl()
+
+    def _set_up_symmetry(self) -> None:
+        self._symmetric: SymmetricNetworks | None = None
+        if self.mirror_symmetry is not None:
+            check_policy(self.policy)
+            self._symmetric = SymmetricNetworks(self.policy, self.mirror_symmetry)
+            self._symmetric.begin()
 
     def _set_up_log_std(self) -> None:
         if self.log_std_schedule is None:
@@ -366,7 +407,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         return self.needs_kl or self.stepsize_kl_target is not None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled", "_cannot_compile"]
+        return [*super()._excluded_save_params(), "_compiled", "_cannot_compile", "_symmetric"]
 
     def _check_arguments(self) -> None:
         """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""
@@ -584,9 +625,17 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         with th.no_grad():
             values = self.policy.predict_values(obs_as_tensor(new_obs, self.device))  # type: ignore[arg-type]
         rollout_buffer.compute_returns_and_advantage(last_values=values, dones=dones)
+        self._symmetrize_normalizer()
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _symmetrize_normalizer(self) -> None:
+        """Let observations be normalised symmetrically, where the networks are symmetric."""
+        normalizer = self._vec_normalize_env
+        if self.mirror_symmetry is not None and normalizer is not None and normalizer.norm_obs and normalizer.training:
+            assert isinstance(normalizer.obs_rms, RunningMeanStd)
+            symmetrize_statistics(normalizer.obs_rms, self.mirror_symmetry.observation)
 
     # ---------------------------------------------------------------- learning
 
@@ -611,6 +660,8 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         with undone_on_divergence(self.policy), self._naming_divergence():
             self._run_epochs(evaluator, rollout, constants, metrics)
             self.policy.set_training_mode(False)
+            if self._symmetric is not None:
+                self._symmetric.project_weights()
             kl = rollout.mean_kl(evaluator) if rollout.has_reference else math.nan
             means = metrics.means()
             self._check_for_divergence(means, kl)
@@ -817,6 +868,8 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         return True
 
     def _clip_and_step(self, steps: OptimizerSteps) -> None:
+        if self._symmetric is not None:
+            self._symmetric.project_gradients()
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         steps.step()

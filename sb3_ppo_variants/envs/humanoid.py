@@ -53,6 +53,35 @@ VELOCITY_SCALE = 0.3
 """Scale of the torso's velocity in the observation, per m/s."""
 JOINT_SPEED_SCALE = 0.1
 """Scale of a hinge's speed in the observation and in the electricity cost, per rad/s."""
+TURNED_BY_MIRROR = ("abdomen_z", "abdomen_x", "shoulder1", "shoulder2")
+"""Hinges whose mirror image turns the other way: the legs' axes and the elbows' are mirror images themselves."""
+
+
+def _mirror_symmetry() -> dict[str, tuple[list[int], list[int]]]:
+    names = list(MOTORS)
+    other_side = {"right": "left", "left": "right"}
+    images = [
+        other_side.get(name.partition("_")[0], "") + name.removeprefix("right").removeprefix("left") for name in names
+    ]
+    partners = [names.index(image) for image in images]
+    turns = [-1 if name.endswith(TURNED_BY_MIRROR) else 1 for name in names]
+    positions_and_speeds = [8 + 2 * partner + part for partner in partners for part in (0, 1)]
+    # The direction's sine, the sideways velocity and the roll change their signs.
+    body = [1, -1, 1, 1, -1, 1, -1, 1]
+    feet = [OBSERVATION_SIZE - 1, OBSERVATION_SIZE - 2]
+    return {
+        "observation": (
+            [*range(8), *positions_and_speeds, *feet],
+            [*body, *(turn for turn in turns for _ in (0, 1)), 1, 1],
+        ),
+        "action": (partners, turns),
+    }
+
+
+MIRROR_SYMMETRY = _mirror_symmetry()
+"""Left and right exchanged: component i of an observation's or action's image is ``signs[i] * x[indices[i]]``, with
+(indices, signs) for each. The robot, its task and the floor are the same in the mirror; PyBullet's solver, which takes
+contacts in an order, is so up to rounding."""
 
 
 class Humanoid:

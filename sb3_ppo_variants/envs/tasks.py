@@ -15,6 +15,7 @@ from sb3_ppo_variants.envs import rewards
 from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, RESTITUTION, World, has_display
 from sb3_ppo_variants.envs.humanoid import (
     ACTION_SIZE,
+    MIRROR_SYMMETRY,
     OBSERVATION_LIMIT,
     OBSERVATION_SIZE,
     Humanoid,
@@ -92,6 +93,8 @@ class RoboschoolHumanoid(gym.Env[NDArray[np.float32], NDArray[np.float32]], EzPi
         "reward_feet_collision",
     )
     """The reward's terms in a step's `info`, in the order in which they are summed."""
+    mirror_symmetry: ClassVar[dict[str, tuple[list[int], list[int]]]] = MIRROR_SYMMETRY
+    """What left and right are to observations and actions; see `MIRROR_SYMMETRY`."""
 
     def __init__(
         self,

@@ -68,6 +68,8 @@ def _reason_against(model: Any) -> str | None:
         return f"{kind.__name__} has a {replaced[0]} of its own, which the stack would not call"
     if model.compile:
         return "compile must be False"
+    if model.mirror_symmetry is not None:
+        return "mirror_symmetry must be False"
     if model.device.type != "cpu":
         return f"device must be 'cpu'; got {str(model.device)!r}"
     if model.use_sde:
