@@ -53,6 +53,7 @@ from sb3_ppo_variants.symmetry import (
     check_policy,
     read_symmetry,
     symmetrize_statistics,
+    symmetry_of,
 )
 from sb3_ppo_variants.vec_env import ChunkedVecEnv
 
@@ -293,7 +294,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         self.stepsize_factor = 1.0
         self.log_std_schedule = log_std_schedule
         self.weight_init = weight_init
-        self.mirror_symmetry = self._read_mirror_symmetry(mirror_symmetry)
+        self.mirror_symmetry = mirror_symmetry
         self.compile = compile
         self.n_iterations = 0
         self._compiled: CompiledLoss | None = None
@@ -342,24 +343,6 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
 
     # ---------------------------------------------------------------- set-up
 
-    def _read_mirror_symmetry(self, value: Any) -> MirrorSymmetry | None:
-        if value is False:
-            return None
-        for name, space in (("observation", self.observation_space), ("action", self.action_space)):
-            if not isinstance(space, spaces.Box) or len(space.shape) != 1:
-                raise ValueError(
-                    f"mirror_symmetry must be False unless the {name} space is a Box of vectors; got {space}"
-                )
-        if value is True:
-            assert self.env is not None
-            try:
-                value = self.env.get_attr("mirror_symmetry", 0)[0]
-            except AttributeError:
-                raise ValueError(
-                    "mirror_symmetry=True needs an environment with an attribute mirror_symmetry"
-                ) from None
-        return read_symmetry(value, self.observation_space.shape[0], self.action_space.shape[0])
-
     def _setup_model(self) -> None:
         self._check_arguments()
         super()._setup_model()
@@ -379,10 +362,14 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
 
     def _set_up_symmetry(self) -> None:
         self._symmetric: SymmetricNetworks | None = None
-        if self.mirror_symmetry is not None:
-            check_policy(self.policy)
-            self._symmetric = SymmetricNetworks(self.policy, self.mirror_symmetry)
-            self._symmetric.begin()
+        if self.mirror_symmetry is False:
+            return
+        check_policy(self.policy)
+        if self.mirror_symmetry is True:  # from a zip it comes as it was read
+            self.mirror_symmetry = symmetry_of(self.env)
+        self.mirror_symmetry = read_symmetry(self.mirror_symmetry, self.observation_space, self.action_space)
+        self._symmetric = SymmetricNetworks(self.policy, self.mirror_symmetry)
+        self._symmetric.begin()
 
     def _set_up_log_std(self) -> None:
         if self.log_std_schedule is None:
@@ -633,9 +620,10 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
     def _symmetrize_normalizer(self) -> None:
         """Let observations be normalised symmetrically, where the networks are symmetric."""
         normalizer = self._vec_normalize_env
-        if self.mirror_symmetry is not None and normalizer is not None and normalizer.norm_obs and normalizer.training:
-            assert isinstance(normalizer.obs_rms, RunningMeanStd)
-            symmetrize_statistics(normalizer.obs_rms, self.mirror_symmetry.observation)
+        if self._symmetric is None or normalizer is None or not (normalizer.norm_obs and normalizer.training):
+            return
+        assert isinstance(self.mirror_symmetry, MirrorSymmetry) and isinstance(normalizer.obs_rms, RunningMeanStd)
+        symmetrize_statistics(normalizer.obs_rms, self.mirror_symmetry.observation)
 
     # ---------------------------------------------------------------- learning
 

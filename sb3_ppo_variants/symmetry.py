@@ -20,6 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
 from sb3_ppo_variants.arguments import shown
@@ -49,11 +50,23 @@ class MirrorSymmetry(NamedTuple):
     action: SignedPermutation
 
 
-def read_symmetry(value: Any, observation_size: int, action_size: int) -> MirrorSymmetry:
+def symmetry_of(env: VecEnv | None) -> Any:
+    """What environments tell of their mirror image.
+
+    :raises ValueError: if they tell nothing
+    """
+    try:
+        return None if env is None else env.get_attr("mirror_symmetry", 0)[0]
+    except AttributeError:
+        raise ValueError("mirror_symmetry=True needs an environment with an attribute mirror_symmetry") from None
+
+
+def read_symmetry(value: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> MirrorSymmetry:
     """Read ``{"observation": (indices, signs), "action": (indices, signs)}``.
 
     :param value: that mapping, or a :class:`MirrorSymmetry`
-    :raises ValueError: if it is none, of other sizes than the task's, or applied twice is not the identity
+    :param observation_space: of vectors, as :func:`check_policy` sees to; so the action space
+    :raises ValueError: if it is none, of other sizes than the spaces', or applied twice is not the identity
     """
     if isinstance(value, MirrorSymmetry):
         value = value._asdict()
@@ -62,7 +75,7 @@ def read_symmetry(value: Any, observation_size: int, action_size: int) -> Mirror
             f"mirror_symmetry must be True, False or {{'observation': (indices, signs), 'action': (indices, signs)}}; "
             f"got {shown(value)}"
         )
-    sizes = {"observation": observation_size, "action": action_size}
+    sizes = {"observation": math.prod(observation_space.shape or ()), "action": math.prod(action_space.shape or ())}
     return MirrorSymmetry(**{name: _read_permutation(name, value[name], size) for name, size in sizes.items()})
 
 

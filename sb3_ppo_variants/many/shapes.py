@@ -66,10 +66,9 @@ def _reason_against(model: Any) -> str | None:
     replaced = [name for name in _DONE_IN_ITS_PLACE if getattr(kind, name) is not getattr(PaperOnPolicyAlgorithm, name)]
     if replaced:
         return f"{kind.__name__} has a {replaced[0]} of its own, which the stack would not call"
-    if model.compile:
-        return "compile must be False"
-    if model.mirror_symmetry is not None:
-        return "mirror_symmetry must be False"
+    for name in ("compile", "mirror_symmetry"):
+        if getattr(model, name):
+            return f"{name} must be False"
     if model.device.type != "cpu":
         return f"device must be 'cpu'; got {str(model.device)!r}"
     if model.use_sde:
