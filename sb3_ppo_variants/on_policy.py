@@ -25,7 +25,6 @@ from stable_baselines3.common.policies import (
     BasePolicy,
     MultiInputActorCriticPolicy,
 )
-from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.type_aliases import (
     GymEnv,
     PyTorchObs,
@@ -367,8 +366,9 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         check_policy(self.policy)
         if self.mirror_symmetry is True:  # from a zip it comes as it was read
             self.mirror_symmetry = symmetry_of(self.env)
-        self.mirror_symmetry = read_symmetry(self.mirror_symmetry, self.observation_space, self.action_space)
-        self._symmetric = SymmetricNetworks(self.policy, self.mirror_symmetry)
+        symmetry = read_symmetry(self.mirror_symmetry, self.observation_space, self.action_space)
+        self.mirror_symmetry = symmetry
+        self._symmetric = SymmetricNetworks(self.policy, symmetry)
         self._symmetric.begin()
 
     def _set_up_log_std(self) -> None:
@@ -622,8 +622,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         normalizer = self._vec_normalize_env
         if self._symmetric is None or normalizer is None or not (normalizer.norm_obs and normalizer.training):
             return
-        assert isinstance(self.mirror_symmetry, MirrorSymmetry) and isinstance(normalizer.obs_rms, RunningMeanStd)
-        symmetrize_statistics(normalizer.obs_rms, self.mirror_symmetry.observation)
+        symmetrize_statistics(normalizer.obs_rms, self._symmetric.symmetry.observation)  # type: ignore[arg-type]
 
     # ---------------------------------------------------------------- learning
 

@@ -112,6 +112,7 @@ class SymmetricNetworks:
     """
 
     def __init__(self, policy: ActorCriticPolicy, symmetry: MirrorSymmetry):
+        self.symmetry = symmetry
         self._projections: list[_Projection] = []
         device = policy.device
         extractor = policy.mlp_extractor
@@ -157,7 +158,7 @@ class _Projection:
 
     def __init__(
         self,
-        parameter: nn.Parameter,
+        parameter: th.Tensor,
         outputs: SignedPermutation,
         inputs: SignedPermutation | None,
         device: th.device,
@@ -196,9 +197,9 @@ def _reason_against(policy: Any) -> str | None:
     if type(policy) is not ActorCriticPolicy:
         return f"it is for 'MlpPolicy', and the policy is {type(policy).__name__}"
     space = policy.observation_space
-    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+    if not isinstance(space, spaces.Box) or len(space.shape or ()) != 1:
         return f"it is for observations that are vectors, not {space}"
-    if type(policy.action_dist) is not DiagGaussianDistribution or len(policy.action_space.shape) != 1:
+    if type(policy.action_dist) is not DiagGaussianDistribution or len(policy.action_space.shape or ()) != 1:
         return f"it is for Gaussian actions that are vectors, not {policy.action_space} with {type(policy.action_dist)}"
     if policy.features_dim != math.prod(space.shape):
         return "the features extractor must hand observations on as they are"

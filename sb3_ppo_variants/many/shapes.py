@@ -34,6 +34,9 @@ _DONE_IN_ITS_PLACE = (
     "_value_loss",
 )
 
+# Arguments, and the reason where there is something to explain.
+_MUST_BE_FALSE = {"compile": "", "mirror_symmetry": "", "use_sde": ": gSDE's noise cannot be stacked"}
+
 
 def require_stackable(agents: Sequence[Agent]) -> None:
     """Check that the agents can be trained as one stack.
@@ -66,13 +69,11 @@ def _reason_against(model: Any) -> str | None:
     replaced = [name for name in _DONE_IN_ITS_PLACE if getattr(kind, name) is not getattr(PaperOnPolicyAlgorithm, name)]
     if replaced:
         return f"{kind.__name__} has a {replaced[0]} of its own, which the stack would not call"
-    for name in ("compile", "mirror_symmetry"):
+    for name, why in _MUST_BE_FALSE.items():
         if getattr(model, name):
-            return f"{name} must be False"
+            return f"{name} must be False{why}"
     if model.device.type != "cpu":
         return f"device must be 'cpu'; got {str(model.device)!r}"
-    if model.use_sde:
-        return "use_sde must be False: gSDE's noise cannot be stacked"
     if type(model.rollout_buffer) is not RolloutBuffer:
         return f"rollout_buffer_class must be None; got {type(model.rollout_buffer).__name__}"
     if not isinstance(model.action_space, (spaces.Box, spaces.Discrete)):
