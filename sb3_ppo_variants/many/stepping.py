@@ -18,7 +18,7 @@ from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants.many.agent import Agent
-from sb3_ppo_variants.many.mujoco_tasks import task_of
+from sb3_ppo_variants.many.mujoco_tasks import Task, task_of
 
 
 class VecEnvStepper:
@@ -118,9 +118,10 @@ class PlainStepper(VecEnvStepper):
             if agent.error is None:
                 agent.model.num_timesteps += agent.model.n_envs
         self._look_for_failures(features, rewards)
-        for agent, infos in self._infos.items():
-            if agent.error is None:
-                self._end(agent, infos, rewards, ends)
+        if self._infos:
+            for index, agent in self._agents.items():
+                if agent in self._infos and agent.error is None:
+                    self._end(agent, self._infos[agent], rewards[index], ends[index])
 
     def _step_each(self, actions: np.ndarray) -> Any:
         """Step each environment; the rewards."""
@@ -158,12 +159,11 @@ class PlainStepper(VecEnvStepper):
         return observation
 
     def _end(self, agent: Agent, infos: dict[int, dict[str, Any]], rewards: np.ndarray, ends: np.ndarray) -> None:
-        index = next(index for index, each in self._agents.items() if each is agent)
         n_envs = agent.model.n_envs
         dones = np.array([place in infos for place in range(n_envs)])
-        ends[index] = dones
+        ends[:] = dones
         try:
-            _end_episodes(agent.model, rewards[index], dones, [infos.get(place, {}) for place in range(n_envs)])
+            _end_episodes(agent.model, rewards, dones, [infos.get(place, {}) for place in range(n_envs)])
         except FloatingPointError as error:
             agent.error = error
 
@@ -200,7 +200,8 @@ class MujocoStepper(PlainStepper):
         self._simulate, self._complete = mujoco.mj_step, mujoco.mj_rnePostConstraint
         self._bases: list[Any] = [env.unwrapped for env in self._envs]
         self._observations = np.zeros((len(self._envs), *self._envs[0].observation_space.shape))
-        self._task = task_of(self._bases[0])[0](self._bases)
+        kind: Any = task_of(self._bases[0])
+        self._task: Task = kind[0](self._bases)
         counting = [_wrappers(env) for env in self._envs]
         self._monitors: list[Any] = [_only(Monitor, wrappers) for wrappers in counting]
         self._limits: list[Any] = [_only(TimeLimit, wrappers) for wrappers in counting]
@@ -310,7 +311,7 @@ def _task_inside(env: gym.Env) -> Any:
 
 def _end_episodes(model: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
     model._update_info_buffer(infos, dones)
-    if model.bootstrap_on_timeout:
+    if model.bootstrap_on_timeout and any(info.get("TimeLimit.truncated", False) for info in infos):
         model._credit_timeouts(rewards, dones, infos)
 
 

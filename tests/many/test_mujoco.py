@@ -23,6 +23,9 @@ from tests.many.cases import alone, assert_same, distance
 
 Settings = dict[str, Any]
 
+ROLLOUT = 32
+"""Steps of each environment."""
+
 RUNNERS: list[Settings] = [
     {},
     {"forward_reward_weight": 3, "ctrl_cost_weight": 0.7, "frame_skip": 2, "reset_noise_scale": 0.3},
@@ -53,10 +56,10 @@ def agents_of(env_id: str, settings: list[Settings], limit: int, folder: Path) -
     agents = []
     for index, own in enumerate(settings):
         kwargs = {**own, "max_episode_steps": limit}
-        env = make_vec_env(env_id, 2, monitor_dir=str(folder / str(index)), env_kwargs=kwargs)
+        env: Any = make_vec_env(env_id, 2, monitor_dir=str(folder / str(index)), env_kwargs=kwargs)
         for each in env.envs:
             record_episodes(each)
-        model = PPOClipPaper("MlpPolicy", env, seed=index, n_steps=64, device="cpu")
+        model = PPOClipPaper("MlpPolicy", env, seed=index, n_steps=ROLLOUT, batch_size=ROLLOUT, device="cpu")
         model._setup_learn(10**6)
         agents.append(Agent(model, f"agent {index}"))
     return agents
@@ -72,71 +75,72 @@ def episodes_of(folder: Path) -> list[list[str]]:
 def wrappers_state(env: gym.Env) -> Any:
     """What the wrappers and the environment hold, times of the clock aside."""
     monitor: Any = env
-    limit: Any = env.unwrapped
-    while not isinstance(env, TimeLimit):
-        assert isinstance(env, gym.Wrapper)
-        env = env.env
-    limit, base = env, env.unwrapped
-    data = base.data  # type: ignore[attr-defined]
+    limit: Any = env
+    while not isinstance(limit, TimeLimit):
+        limit = limit.env
+    base = limit.unwrapped
     names = ("qpos", "qvel", "ctrl", "qacc_warmstart", "qfrc_constraint", "cacc", "cfrc_int", "cfrc_ext", "time")
     counted = [monitor.rewards, monitor.needs_reset, monitor.episode_returns, monitor.episode_lengths]
     return (
-        [np.array(getattr(data, name)).tolist() for name in names],
+        [np.array(getattr(base.data, name)).tolist() for name in names],
         [*counted, monitor.total_steps, limit._elapsed_steps, base.np_random.bit_generator.state],
         [key for key in vars(base) if key == "step"],
     )
 
 
-def assert_steps_equal(env_id: str, settings: list[Settings], limit: int, n_steps: int, folder: Path) -> None:
+class Side:
+    """Environments that are stepped in one of the two ways, and what they have given last."""
+
+    def __init__(self, agents: list[Agent], stepper: VecEnvStepper):
+        self.agents, self.stepper = agents, stepper
+        model = agents[0].model
+        shape = (len(agents), 2)
+        self.features = np.zeros((*shape, *model.observation_space.shape), dtype=np.float32)
+        self.rewards, self.ends = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.float32)
+
+    def step(self, actions: np.ndarray) -> None:
+        self.stepper.step(actions, self.features, self.rewards, self.ends)
+
+    def at_rollouts_end(self) -> list[Any]:
+        """The models' and the environments' states."""
+        self.stepper.finish()
+        models = [agent.model for agent in self.agents]
+        kept = [[(info["r"], info["l"]) for info in model.ep_info_buffer] for model in models]
+        counted = [(model.num_timesteps, model._last_episode_starts.tolist()) for model in models]
+        observed = [model._last_obs.tolist() for model in models]  # of double precision
+        return [kept, counted, observed, [wrappers_state(env) for model in models for env in model.env.envs]]
+
+
+def assert_steps_equal(env_id: str, settings: list[Settings], limit: int, n_rollouts: int, folder: Path) -> None:
     """Step the same environments in both ways, by the same actions."""
     together, expected = (agents_of(env_id, settings, limit, folder / name) for name in ("fast", "slow"))
-    indices = range(len(settings))
-    (fast,) = steppers_of(together)
-    assert type(fast) is MujocoStepper
-    steppers: list[VecEnvStepper] = [fast, VecEnvStepper(expected, indices)]
-    shape = together[0].model.observation_space.shape
-    n_actions = together[0].model.action_space.shape[0]
-    results = [
-        (
-            np.zeros((len(settings), 2, *shape), dtype=np.float32),
-            np.zeros((len(settings), 2), dtype=np.float32),
-            np.zeros((len(settings), 2), dtype=np.float32),
-        )
-        for _ in steppers
-    ]
+    (stepper,) = steppers_of(together)
+    assert type(stepper) is MujocoStepper
+    fast, slow = Side(together, stepper), Side(expected, VecEnvStepper(expected, range(len(expected))))
     rng, n_ends = np.random.default_rng(0), 0
-    for step in range(n_steps):
-        if step % 64 == 0:  # rollouts
-            for stepper, (features, _, ends) in zip(steppers, results, strict=True):
-                stepper.begin(features, ends)
+    for step in range(n_rollouts * ROLLOUT):
         scale = rng.choice([0.3, 1.0, 20.0])  # most beyond the bounds of the action space
-        actions = (scale * rng.normal(size=(len(settings), 2, n_actions))).astype(np.float32)
-        for stepper, (features, rewards, ends) in zip(steppers, results, strict=True):
-            stepper.step(actions, features, rewards, ends)
-        for found, wanted in zip(*results, strict=True):
-            assert np.array_equal(found, wanted)
-        n_ends += int(results[0][2].sum())
-        if step % 64 == 63:
-            for stepper in steppers:
-                stepper.finish()
-            for agent, other in zip(together, expected, strict=True):
-                assert np.array_equal(agent.model._last_obs, other.model._last_obs)  # of double precision
-                assert np.array_equal(agent.model._last_episode_starts, other.model._last_episode_starts)
-                for env, twin in zip(agent.model.env.envs, other.model.env.envs, strict=True):
-                    assert wrappers_state(env) == wrappers_state(twin)
-    assert n_ends >= 2 * len(settings)
-    for agent, other in zip(together, expected, strict=True):
-        assert agent.model.num_timesteps == other.model.num_timesteps == 2 * n_steps
-        kept, kept_other = (list(each.model.ep_info_buffer) for each in (agent, other))
-        assert [(info["r"], info["l"]) for info in kept] == [(info["r"], info["l"]) for info in kept_other]
-        for each in (agent, other):
-            each.model.env.close()
+        shape = (len(settings), 2, *together[0].model.action_space.shape)
+        actions = (scale * rng.normal(size=shape)).astype(np.float32)
+        for side in (fast, slow):
+            if step % ROLLOUT == 0:
+                side.stepper.begin(side.features, side.ends)
+            side.step(actions)
+        assert np.array_equal(fast.features, slow.features)
+        assert np.array_equal(fast.rewards, slow.rewards)
+        assert np.array_equal(fast.ends, slow.ends)
+        n_ends += int(slow.ends.sum())
+        if step % ROLLOUT == ROLLOUT - 1:
+            assert fast.at_rollouts_end() == slow.at_rollouts_end()
+    for agent in (*together, *expected):
+        agent.model.env.close()
+    assert n_ends >= 4 * len(settings)
     assert episodes_of(folder / "fast") == episodes_of(folder / "slow") != []
 
 
 @pytest.mark.parametrize(("env_id", "settings"), CASES)
 def test_steps_are_those_of_the_environments(env_id: str, settings: list[Settings], tmp_path: Path) -> None:
-    assert_steps_equal(env_id, settings, 40, 128, tmp_path)
+    assert_steps_equal(env_id, settings, 25, 2, tmp_path)
 
 
 @pytest.mark.slow
@@ -144,4 +148,91 @@ def test_steps_are_those_of_the_environments(env_id: str, settings: list[Setting
 def test_thousands_of_steps_are_those_of_the_environments(
     env_id: str, settings: list[Settings], tmp_path: Path
 ) -> None:
-    assert_steps_equal(env_id, settings, 1000, 5000 // 64 * 64, tmp_path)
+    assert_steps_equal(env_id, settings, 400, 40, tmp_path)
+
+
+def test_agents_learn_what_they_learn_alone() -> None:
+    settings: Settings = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
+    specs: Any = [(PPOClipPaper, {}, 0), (PPOClipPaper, {"clip_actions": False}, 1)]
+    for spec, model in zip(
+        specs, train_many(specs, "InvertedDoublePendulum-v5", 192, n_envs=2, **settings), strict=True
+    ):
+        assert MujocoStepper.kind_of(model) is not None
+        assert_same(model, alone(spec, "InvertedDoublePendulum-v5", 192, 2, **settings))
+        model.learn(128, reset_num_timesteps=False)  # the environments go on
+
+
+def weighted(weights: list[float]) -> Callable[[], Any]:
+    """Makes the environment of one agent after another."""
+    waiting = list(weights)
+    return lambda: gym.make("Swimmer-v5", forward_reward_weight=waiting.pop(0))
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+def test_an_agent_whose_rewards_are_not_finite_ends_by_itself() -> None:
+    settings: Settings = {"n_steps": 32, "batch_size": 32, "n_epochs": 1}
+    with pytest.warns(DivergenceWarning, match=r"agent 1 .* ends: environment 0 gave a reward of -?inf"):
+        models = train_many(PPOClipPaper, weighted([1.0, 1e300, 1.0]), 64, seeds=range(3), **settings)
+    assert [model.num_timesteps for model in models] == [64, 1, 64]
+    assert [model.env.envs[0].get_total_steps() for model in models] == [64, 1, 64]
+    for index in (0, 2):
+        spec: Any = (PPOClipPaper, {}, index)
+        assert distance(models[index], alone(spec, "Swimmer-v5", 64, 1, **settings)) < 1e-5
+
+
+class Subclass(gym.Wrapper):
+    """A wrapper of the user's."""
+
+
+def overridden() -> gym.Env:
+    env: Any = gym.make("Hopper-v5")
+    env.unwrapped.step = env.unwrapped.step
+    return Monitor(env)
+
+
+@pytest.mark.parametrize(
+    ("make", "is_taken"),
+    [
+        (lambda: Monitor(gym.make("Hopper-v5")), True),
+        (lambda: Monitor(gym.make("Hopper-v5", disable_env_checker=True, max_episode_steps=7)), True),
+        (lambda: gym.make("Hopper-v5"), False),
+        (lambda: Monitor(gym.make("Hopper-v5").unwrapped), False),
+        (lambda: Monitor(TimeLimit(gym.make("Hopper-v5"), 3)), False),
+        (lambda: Monitor(gym.make("Hopper-v5"), info_keywords=("x_position",)), False),
+        (lambda: Monitor(Subclass(gym.make("Hopper-v5"))), False),
+        (lambda: Monitor(TransformReward(gym.make("Hopper-v5"), lambda reward: -float(reward))), False),
+        (lambda: Monitor(gym.make("Hopper-v5", ctrl_cost_weight=np.float64(0.1))), False),
+        (lambda: Monitor(gym.make("Hopper-v5", healthy_z_range=(np.float32(0.7), 9.0))), False),
+        (lambda: Monitor(gym.make("Ant-v5")), False),
+        (lambda: Monitor(gym.make("Pendulum-v1")), False),
+        (overridden, False),
+    ],
+)
+def test_what_is_stepped_past_its_wrappers(make: Callable[[], gym.Env], is_taken: bool) -> None:
+    model = PPOClipPaper("MlpPolicy", DummyVecEnv([make]), n_steps=32, batch_size=32, device="cpu")
+    (stepper,) = steppers_of([Agent(model, "0")])
+    assert type(stepper) is (MujocoStepper if is_taken else PlainStepper)
+    assert model.env is not None
+    model.env.close()
+
+
+def test_environments_that_are_rendered_are_stepped_by_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = PPOClipPaper(
+        "MlpPolicy", DummyVecEnv([lambda: Monitor(gym.make("Hopper-v5"))]), n_steps=32, batch_size=32, device="cpu"
+    )
+    assert isinstance(model.env, DummyVecEnv)
+    monkeypatch.setattr(model.env.envs[0].unwrapped, "render_mode", "human")
+    assert MujocoStepper.kind_of(model) is None
+    model.env.close()
+
+
+def test_one_agent_with_two_kinds_of_environments_and_agents_of_two_kinds() -> None:
+    def model_of(*weights: Settings) -> Any:
+        makes = [lambda own=own: Monitor(gym.make("Hopper-v5", **own)) for own in weights]
+        return PPOClipPaper("MlpPolicy", DummyVecEnv(makes), n_steps=32, batch_size=32, device="cpu")  # type: ignore[arg-type]
+
+    slim = {"healthy_reward": 2.0}
+    agents = [Agent(model_of(slim, {}), "0"), Agent(model_of({}, {"ctrl_cost_weight": np.float64(1)}), "1")]
+    assert [type(stepper) for stepper in steppers_of(agents)] == [MujocoStepper, PlainStepper]
+    for agent in agents:
+        agent.model.env.close()
