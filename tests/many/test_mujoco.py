@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants import DivergenceWarning, PPOClipPaper, train_many
 from sb3_ppo_variants.many.agent import Agent
+from sb3_ppo_variants.many.mujoco_tasks import task_of
 from sb3_ppo_variants.many.stepping import MujocoStepper, PlainStepper, VecEnvStepper, steppers_of
 from sb3_ppo_variants.vec_env import record_episodes
 from tests.many.cases import alone, assert_same, distance
@@ -78,7 +79,7 @@ def wrappers_state(env: gym.Env) -> Any:
     limit: Any = env
     while not isinstance(limit, TimeLimit):
         limit = limit.env
-    base = limit.unwrapped
+    base: Any = limit.unwrapped
     names = ("qpos", "qvel", "ctrl", "qacc_warmstart", "qfrc_constraint", "cacc", "cfrc_int", "cfrc_ext", "time")
     counted = [monitor.rewards, monitor.needs_reset, monitor.episode_returns, monitor.episode_lengths]
     return (
@@ -160,6 +161,35 @@ def test_agents_learn_what_they_learn_alone() -> None:
         assert MujocoStepper.kind_of(model) is not None
         assert_same(model, alone(spec, "InvertedDoublePendulum-v5", 192, 2, **settings))
         model.learn(128, reset_num_timesteps=False)  # the environments go on
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "Walker2d-v5"])
+def test_each_bound_of_health_by_itself(env_id: str) -> None:
+    settings: Settings = {"healthy_z_range": (-0.6, 0.7), "healthy_angle_range": (-0.4, 0.9)}
+    narrow = {"healthy_state_range": (-0.8, 0.45)} if env_id == "Hopper-v5" else {}
+    wide = {"healthy_state_range": (-3, 3)} if env_id == "Hopper-v5" else {}
+    for own in (settings | narrow, settings | wide, {**settings, "healthy_angle_range": (-2.0, 2.0)} | narrow):
+        base: Any = gym.make(env_id, **own).unwrapped
+        task = task_of(base)[0]([base])  # type: ignore[index]
+        size = base.model.nq + base.model.nv
+        observations = np.zeros((1, base.observation_space.shape[0]))
+        for state in [sign * row for row in np.eye(size) for sign in (-1.0, -0.7, -0.5, 0.0, 0.5, 0.8, 1.0)]:
+            base.set_state(state[: base.model.nq], state[base.model.nq :])
+            _, ends = task.after_step(np.zeros((1, base.model.nu), dtype=np.float32), observations)
+            assert ends[0] == (not base.is_healthy)
+        base.close()
+
+
+def test_the_force_at_the_end_of_the_rail_is_observed() -> None:
+    base: Any = gym.make("InvertedDoublePendulum-v5").unwrapped
+    task = task_of(base)[0]([base])  # type: ignore[index]
+    for x, force in ((0.99, False), (1.0005, True), (1.05, True)):
+        base.set_state(np.array([x, 0.1, -0.1]), np.array([0.1, 20.0, -0.2]))
+        observations = np.zeros((1, 9))
+        task.after_step(np.zeros((1, 1), dtype=np.float32), observations)
+        assert np.array_equal(observations[0], base._get_obs())
+        assert bool(observations[0, 8]) is force
+    base.close()
 
 
 def weighted(weights: list[float]) -> Callable[[], Any]:
