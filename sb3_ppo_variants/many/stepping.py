@@ -8,13 +8,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.wrappers import OrderEnforcing, PassiveEnvChecker, TimeLimit
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import BaseModel
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants.many.agent import Agent
+from sb3_ppo_variants.many.mujoco_tasks import Task, task_of
 
 
 class VecEnvStepper:
@@ -87,7 +91,7 @@ class PlainStepper(VecEnvStepper):
         self._places = [(agent, place) for agent in self._agents.values() for place in range(agent.model.n_envs)]
         self._envs = [agent.model.env.envs[place] for agent, place in self._places]
         self._steps = [env.step for env in self._envs]
-        self._observations: list[Any] = [None] * len(self._envs)
+        self._observations: Any = [None] * len(self._envs)
         self._infos: dict[Agent, dict[int, dict[str, Any]]] = {}
 
     @classmethod
@@ -114,11 +118,12 @@ class PlainStepper(VecEnvStepper):
             if agent.error is None:
                 agent.model.num_timesteps += agent.model.n_envs
         self._look_for_failures(features, rewards)
-        for agent, infos in self._infos.items():
-            if agent.error is None:
-                self._end(agent, infos, rewards, ends)
+        if self._infos:
+            for index, agent in self._agents.items():
+                if agent in self._infos and agent.error is None:
+                    self._end(agent, self._infos[agent], rewards[index], ends[index])
 
-    def _step_each(self, actions: np.ndarray) -> list[Any]:
+    def _step_each(self, actions: np.ndarray) -> Any:
         """Step each environment; the rewards."""
         observations, rewards = self._observations, [0.0] * len(self._steps)
         for number, step in enumerate(self._steps):
@@ -154,12 +159,11 @@ class PlainStepper(VecEnvStepper):
         return observation
 
     def _end(self, agent: Agent, infos: dict[int, dict[str, Any]], rewards: np.ndarray, ends: np.ndarray) -> None:
-        index = next(index for index, each in self._agents.items() if each is agent)
         n_envs = agent.model.n_envs
         dones = np.array([place in infos for place in range(n_envs)])
-        ends[index] = dones
+        ends[:] = dones
         try:
-            _end_episodes(agent.model, rewards[index], dones, [infos.get(place, {}) for place in range(n_envs)])
+            _end_episodes(agent.model, rewards, dones, [infos.get(place, {}) for place in range(n_envs)])
         except FloatingPointError as error:
             agent.error = error
 
@@ -178,17 +182,136 @@ class PlainStepper(VecEnvStepper):
                     agent.error = error
 
 
+class MujocoStepper(PlainStepper):
+    """Steps gymnasium's MuJoCo tasks by the simulator itself, past the environments and the usual wrappers.
+
+    Observations, rewards and ends are computed for all environments at once. The last step of an episode is told to the
+    wrappers, as if the environment had made it; what they count of the others is counted for them. All that they and
+    the environments hold is as after their own steps, but for the simulator's accelerations and forces of bodies
+    (``cacc``, ``cfrc_int`` and ``cfrc_ext``), which these tasks do not use: those are only so at a rollout's end.
+
+    :param indices: of agents with environments of one kind
+    """
+
+    def __init__(self, agents: Sequence[Agent], indices: Sequence[int]):
+        import mujoco  # installed where there are such environments
+
+        super().__init__(agents, indices)
+        self._simulate, self._complete = mujoco.mj_step, mujoco.mj_rnePostConstraint
+        self._bases: list[Any] = [env.unwrapped for env in self._envs]
+        self._observations = np.zeros((len(self._envs), *self._envs[0].observation_space.shape))
+        kind: Any = task_of(self._bases[0])
+        self._task: Task = kind[0](self._bases)
+        counting = [_wrappers(env) for env in self._envs]
+        self._monitors: list[Any] = [_only(Monitor, wrappers) for wrappers in counting]
+        self._limits: list[Any] = [_only(TimeLimit, wrappers) for wrappers in counting]
+        # Each environment's controls are copied from a row of this.
+        self._controls = np.zeros((len(self._envs), self._bases[0].model.nu))
+        self._worlds = [
+            (agent, base.data.ctrl, controls, base.model, base.data, base.frame_skip)
+            for (agent, _), base, controls in zip(self._places, self._bases, self._controls, strict=True)
+        ]
+
+    @classmethod
+    def kind_of(cls, model: Any) -> Any:
+        """What the environments of a model have to have in common with others to be stepped with them.
+
+        :return: None if they cannot be stepped so at all
+        """
+        if not cls.can_take(model):
+            return None
+        kinds = {_task_inside(env) for env in model.env.envs}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    def begin(self, features: np.ndarray, ends: np.ndarray) -> None:
+        """As the base class's."""
+        super().begin(features, ends)
+        self._task.read()
+
+    def finish(self) -> None:
+        """As the base class's."""
+        super().finish()
+        for base, (agent, place) in zip(self._bases, self._places, strict=True):
+            if place not in self._infos.get(agent, {}):
+                self._complete(base.model, base.data)
+
+    def _step_each(self, actions: np.ndarray) -> np.ndarray:
+        self._controls[:] = actions
+        simulate = self._simulate
+        for agent, control, wanted, model, data, frame_skip in self._worlds:
+            if agent.error is None:
+                control[:] = wanted
+                simulate(model, data, frame_skip)
+        rewards, ends = self._task.after_step(actions, self._observations)
+        self._count(rewards.tolist(), ends.tolist())
+        return rewards
+
+    def _count(self, rewards: list[float], ends: list[bool]) -> None:
+        counting = zip(rewards, ends, self._monitors, self._limits, self._places, strict=True)
+        for number, (reward, end, monitor, limit, (agent, _)) in enumerate(counting):
+            if agent.error is not None:
+                continue
+            elapsed = limit._elapsed_steps + 1
+            if end or elapsed >= limit._max_episode_steps:
+                self._end_episode(number, reward, end)
+            else:
+                limit._elapsed_steps = elapsed
+                monitor.rewards.append(reward)
+                monitor.total_steps += 1
+
+    def _end_episode(self, number: int, reward: float, end: bool) -> None:
+        """Let the wrappers make the last step of an episode, which the simulator has made, and begin the next."""
+        base, last = self._bases[number], self._observations[number].copy()
+        base.step = lambda _: (last, reward, end, False, {})
+        try:
+            _, _, terminated, truncated, info = self._steps[number](None)
+        finally:
+            del base.step
+        info["TimeLimit.truncated"] = truncated and not terminated
+        self._observations[number] = self._begin_episode(number, last, info)
+        self._task.read_one(number)
+
+
 def steppers_of(agents: Sequence[Agent]) -> list[VecEnvStepper]:
     """The fastest way to step each agent's environments."""
-    plain = [index for index, agent in enumerate(agents) if PlainStepper.can_take(agent.model)]
-    others = [index for index in range(len(agents)) if index not in plain]
-    kinds: list[tuple[type[VecEnvStepper], list[int]]] = [(PlainStepper, plain), (VecEnvStepper, others)]
-    return [kind(agents, indices) for kind, indices in kinds if indices]
+    kinds: dict[tuple[type[VecEnvStepper], Any], list[int]] = {}
+    for index, agent in enumerate(agents):
+        mujoco_kind = MujocoStepper.kind_of(agent.model)
+        other = PlainStepper if PlainStepper.can_take(agent.model) else VecEnvStepper
+        kind = (other, None) if mujoco_kind is None else (MujocoStepper, mujoco_kind)
+        kinds.setdefault(kind, []).append(index)
+    return [stepper(agents, indices) for (stepper, _), indices in kinds.items()]
+
+
+def _wrappers(env: gym.Env) -> list[gym.Env]:
+    """An environment's wrappers, and what they wrap, from the outside in."""
+    layers = [env]
+    while isinstance(layers[-1], gym.Wrapper):
+        layers.append(layers[-1].env)
+    return layers
+
+
+def _only(kind: type, layers: Sequence[gym.Env]) -> Any:
+    """The layer of a class, where there is just one; else None."""
+    found = [layer for layer in layers if type(layer) is kind]
+    return found[0] if len(found) == 1 else None
+
+
+def _task_inside(env: gym.Env) -> Any:
+    """The kind of MuJoCo task in wrappers all of whose doings are known; None for any other environment."""
+    *wrappers, base = _wrappers(env)
+    monitor = _only(Monitor, wrappers)
+    if monitor is None or monitor.info_keywords or _only(TimeLimit, wrappers) is None:
+        return None
+    known = all(type(wrapper) in (Monitor, TimeLimit, OrderEnforcing, PassiveEnvChecker) for wrapper in wrappers)
+    if not known or any("step" in vars(layer) for layer in (*wrappers, base)):
+        return None
+    return task_of(base)
 
 
 def _end_episodes(model: Any, rewards: np.ndarray, dones: np.ndarray, infos: list[dict[str, Any]]) -> None:
     model._update_info_buffer(infos, dones)
-    if model.bootstrap_on_timeout:
+    if model.bootstrap_on_timeout and any(info.get("TimeLimit.truncated", False) for info in infos):
         model._credit_timeouts(rewards, dones, infos)
 
 
