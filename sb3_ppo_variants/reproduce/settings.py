@@ -46,6 +46,7 @@ class Setting:
     :param preset: of a task
     :param own: arguments of the constructor beside the preset's
     :param stacked: whether :func:`~sb3_ppo_variants.many.training.train_many` trains it
+    :param unbounded: whether it is shown a task's actions without bounds, being an algorithm that clips to them
     """
 
     name: str
@@ -54,6 +55,7 @@ class Setting:
     preset: Callable[[str], Preset]
     own: tuple[tuple[str, Any], ...] = ()
     stacked: bool = True
+    unbounded: bool = False
 
     @property
     def algorithm_class(self) -> Any:
@@ -72,7 +74,10 @@ class Setting:
 
     def described(self, task: str) -> dict[str, Any]:
         """All that a run of it depends on beside task, seed and timesteps, as JSON has it."""
-        return {"n_envs": self.n_envs(task), **{name: _plain(value) for name, value in self.arguments(task).items()}}
+        how: dict[str, Any] = {"n_envs": self.n_envs(task)}
+        if self.unbounded:
+            how["clip_actions"] = False  # as PPO's own argument is named
+        return {**how, **{name: _plain(value) for name, value in self.arguments(task).items()}}
 
 
 def _plain(value: Any) -> Any:
@@ -155,13 +160,14 @@ def _of_vanilla_pg(_task: str) -> Preset:
 
 
 FIGURE_3_SETTINGS = (
-    Setting("a2c", "A2C", "stable_baselines3.A2C", _of_a2c, stacked=False),
+    Setting("a2c", "A2C", "stable_baselines3.A2C", _of_a2c, stacked=False, unbounded=True),
     Setting(
         "a2c_trust_region",
         "A2C + trust region",
         f"{_OURS}.reproduce.a2c_trust_region.A2CTrustRegion",
         _of_a2c,
         stacked=False,
+        unbounded=True,
     ),
     Setting("cem", "CEM", f"{_OURS}.reproduce.cem.CEM", _of_cem, stacked=False),
     next(setting for setting in TABLE_1_SETTINGS if setting.name == "clip_0.2"),
@@ -172,7 +178,7 @@ FIGURE_3_SETTINGS = (
         _of_vanilla_pg,
         stacked=False,
     ),
-    Setting("trpo", "TRPO", "sb3_contrib.TRPO", _of_trpo, stacked=False),
+    Setting("trpo", "TRPO", "sb3_contrib.TRPO", _of_trpo, stacked=False, unbounded=True),
 )
 """the curves of Fig. 3, in the order of its legend; PPO's runs are those of Table 1's ε = 0.2"""
 

@@ -98,6 +98,8 @@ def test_the_settings_are_figure_3s() -> None:
     assert trpo["target_kl"] == pytest.approx(0.01 / 3)  # of three dimensions of the action
     assert SETTINGS["a2c_trust_region"].arguments("Hopper-v5") == SETTINGS["a2c"].arguments("Hopper-v5")
     assert SETTINGS["a2c"].n_envs("Hopper-v5") == 16
+    clips = [setting.name for setting in FIGURE_3_SETTINGS if setting.described("Hopper-v5").get("clip_actions", True)]
+    assert clips == ["cem"]
 
 
 def test_runs_can_be_sent_to_a_process() -> None:
