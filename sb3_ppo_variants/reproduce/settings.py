@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,6 +35,11 @@ _LONGEST_FIRST = (
     "Reacher-v5",
     "InvertedPendulum-v5",
 )
+
+
+_OURS = "sb3_ppo_variants"
+# Arguments of constructors without influence on what is learned, or told elsewhere in a result.
+_NOT_OF_A_RUN = ("seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,19 @@ class Setting:
         how: dict[str, Any] = {"n_envs": self.n_envs(task)}
         if self.unbounded:
             how["clip_actions"] = False  # as PPO's own argument is named
-        return {**how, **{name: _plain(value) for name, value in self.arguments(task).items()}}
+        arguments = {**self.defaults(), **self.arguments(task)}
+        return {**how, **{name: _plain(value) for name, value in arguments.items()}}
+
+    def defaults(self) -> dict[str, Any]:
+        """The constructor's defaults, where the algorithm is the package's own; of others, their version tells."""
+        if not self.algorithm.startswith(f"{_OURS}."):
+            return {}
+        parameters = inspect.signature(self.algorithm_class).parameters.values()
+        return {
+            each.name: each.default
+            for each in parameters
+            if each.default is not each.empty and each.name not in _NOT_OF_A_RUN
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -100,7 +118,6 @@ def _of_trpo(task: str) -> Preset:
     return fig3_trpo(dimensions)
 
 
-_OURS = "sb3_ppo_variants"
 NONE = Setting("none", "no clipping or penalty", f"{_OURS}.PPOUnclippedPaper", _of_table_1)
 TABLE_1_SETTINGS = (
     NONE,

@@ -83,6 +83,7 @@ def test_other_timesteps_are_other_files(tmp_path: Path) -> None:
     [
         ("settings", {"clip_range": 0.3}, r"clip_0.2 with seed 0, but with clip_range = 0.3 in place of 0.2"),
         ("settings", {"gamma": 0.9}, r"with gamma = 0.9 in place of 0.99"),
+        ("settings", {"vf_coef": 0.5}, r"with vf_coef = 0.5 in place of 1.0"),
         ("algorithm", "sb3_ppo_variants.PPOUnclippedPaper", "with algorithm = "),
     ],
 )
@@ -93,6 +94,18 @@ def test_other_settings_are_an_error(tmp_path: Path, name: str, value: Any, word
     Results(tmp_path, STEPS).add([row])
     with pytest.raises(ValueError, match=words):
         Results(tmp_path, STEPS).missing([run])
+
+
+def test_an_argument_that_came_later_and_has_its_default_is_no_other_setting(tmp_path: Path) -> None:
+    run = Run("Hopper-v5", SETTINGS["clip_0.2"], 0)
+    row = row_of(run, STEPS)
+    results = Results(tmp_path, STEPS)
+    results.add([row._replace(settings={key: row.settings[key] for key in row.settings if key != "weight_init"})])
+    assert results.missing([run]) == []
+    results.path("Hopper-v5").unlink()
+    results.add([row._replace(settings={key: row.settings[key] for key in row.settings if key != "gamma"})])
+    with pytest.raises(ValueError, match=r"with gamma = None in place of 0.99"):
+        results.missing([run])
 
 
 @pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}'])
