@@ -14,7 +14,7 @@ from sb3_ppo_variants.on_policy import Minibatch, UpdateConstants
 from sb3_ppo_variants.ppo_clip import PPOClipPaper
 from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper
 from sb3_ppo_variants.ppo_unclipped import PPOUnclippedPaper
-from sb3_ppo_variants.resume.state import settings_of
+from sb3_ppo_variants.resume.state import MADE_ANEW, settings_of
 
 # Arguments of which each agent of a group has its own: none of them is read by an objective but through the minibatch.
 _OF_EACH_AGENT = frozenset(
@@ -42,6 +42,30 @@ _OF_EACH_AGENT = frozenset(
         "weight_init",
     }
 )
+# What a model's run changes, and what it is made of: an objective reads none of it but through the minibatch.
+_OF_EACH_RUN = frozenset(
+    {
+        "_compiled",
+        "_episode_num",
+        "_logger",
+        "_n_updates",
+        "_vec_normalize_env",
+        "action_noise",
+        "action_space",
+        "device",
+        "env",
+        "ep_info_buffer",
+        "ep_success_buffer",
+        "lr_schedule",
+        "observation_space",
+        "policy",
+        "rollout_buffer",
+        "seed",
+        "stepsize_factor",
+        "tensorboard_log",
+        *MADE_ANEW,
+    }
+)
 # Objectives that treat (G, M) as (M,), given coefficients (G, 1); any other is mapped over the agents.
 _ELEMENTWISE: frozenset[Any] = frozenset(
     {PPOClipPaper.objective, PPOAdaptiveKLPaper.objective, PPOUnclippedPaper.objective}
@@ -62,8 +86,11 @@ _FIELDS = {
 }
 
 
+_PACKAGE = __name__.partition(".")[0]
+
+
 class Group:
-    """Agents of one class whose settings differ in nothing but numbers that the minibatch tells.
+    """Agents of one class that differ in nothing but numbers that the minibatch tells; of a user's class, in nothing.
 
     :param indices: of the agents in the stack
     :param models: theirs
@@ -140,8 +167,26 @@ def groups_of(models: Sequence[Any], constants: Sequence[UpdateConstants]) -> li
 
 def group_key(model: Any) -> tuple[Any, ...]:
     """What the models of a group have in common."""
-    settings = {name: value for name, value in settings_of(model).items() if name not in _OF_EACH_AGENT}
+    settings: dict[str, Any] = settings_of(model)
+    if type(model).__module__.startswith(f"{_PACKAGE}."):
+        settings = {name: value for name, value in settings.items() if name not in _OF_EACH_AGENT}
+    else:  # a user's objective may read any attribute, and is called with one model's
+        settings |= {name: _identity(value) for name, value in vars(model).items() if _may_be_read(name, value)}
     return type(model), tuple(sorted((name, repr(value)) for name, value in settings.items()))
+
+
+def _may_be_read(name: str, value: Any) -> bool:
+    """Whether a user's objective may read an attribute of which the settings do not tell enough."""
+    return name not in _OF_EACH_RUN and not (name in _OF_EACH_AGENT and callable(value))
+
+
+def _identity(value: Any) -> Any:
+    """What tells a value from others: itself, or where it lies in memory."""
+    if isinstance(value, (tuple, list)):
+        return [_identity(each) for each in value]
+    if isinstance(value, dict):
+        return {name: _identity(each) for name, each in value.items()}
+    return value if value is None or isinstance(value, (bool, int, float, str)) else id(value)
 
 
 def in_order(groups: Sequence[Group]) -> Callable[[th.Tensor], th.Tensor]:

@@ -17,11 +17,15 @@ from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
 # What the engine does in an algorithm's place; a variant with its own would not be what it is.
 _DONE_IN_ITS_PLACE = (
     "collect_rollouts",
+    "learn",
     "train",
+    "_act",
     "_adapt_stepsize",
+    "_check_for_divergence",
     "_clip_and_step",
     "_collect",
     "_differentiate",
+    "_evaluator",
     "_loss_terms",
     "_minibatch",
     "_prepare",

@@ -2,13 +2,14 @@
 
 A block is some runs of one task. Whoever takes it holds the lock in its folder, in ``in_progress``; the system lets go
 of it when that process ends, however it does. Its results are added to the task's file in one step, then its folder is
-removed; killed in between, the block is found done by the next.
+renamed, and what was renamed is removed; killed in between, the next process goes on with that.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 from filelock import FileLock, Timeout
 
 from sb3_ppo_variants.arguments import require
@@ -30,6 +32,8 @@ RUNS_IN_A_BLOCK = 11
 LIST = "block.json"
 """in a block's folder: its runs"""
 LOCK = "lock"
+DONE = ".done"
+"""what ends the name of a block's folder that nobody looks into any more"""
 
 TrainRuns = Callable[[Sequence[Run], int, Path], list[Row]]
 
@@ -91,9 +95,10 @@ def _begun(results: Results) -> list[Block]:
         try:
             listed = json.loads(path.read_bytes())
             block = Block(tuple(Run(listed["task"], SETTINGS[name], seed) for name, seed, _ in listed["runs"]))
-        except (OSError, ValueError, KeyError, TypeError):
+            is_todays = block.name == path.parent.name
+        except (OSError, ValueError, KeyError, TypeError, ImportError, gym.error.Error):  # as of a task not known here
             continue
-        if block.name == path.parent.name:
+        if is_todays:
             found.append(block)
     return found
 
@@ -116,6 +121,7 @@ def run_blocks(
     :raises WorkerError: if a worker does not end well; its own words are on standard error
     """
     require("workers", workers, "an integer >= 1", lambda value: value >= 1, integer=True)
+    _remove_done(results, selection.runs())
     blocks = blocks_of(results, selection.runs())
     if not blocks:
         return
@@ -137,7 +143,28 @@ def work(title: str, results: Results, blocks: Sequence[Block], train: TrainRuns
             if results.missing(block.runs):
                 results.add(train(block.runs, results.timesteps, folder))
                 print(f"[{title}] block {number} of {len(blocks)} is done: {block}", flush=True)
-            shutil.rmtree(folder)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a block's folder, which this process has: for all others in one step.
+
+    Half of it must not be gone on with, and nobody may put a lock of their own into what is being removed.
+    """
+    done = folder.with_name(f"{folder.name}.{secrets.token_hex(4)}{DONE}")
+    folder.rename(done)
+    shutil.rmtree(done, ignore_errors=True)
+
+
+def _remove_done(results: Results, runs: Sequence[Run]) -> None:
+    """Remove what is left of blocks of these runs whose results are there: their processes were killed."""
+    for path in results.in_progress.glob(f"*{DONE}"):
+        shutil.rmtree(path, ignore_errors=True)
+    for block in _begun(results):
+        if set(block.runs) <= set(runs) and not results.missing(block.runs):
+            with _claimed(results, block) as folder:
+                if folder is not None:
+                    _remove(folder)
 
 
 @contextmanager
@@ -148,11 +175,12 @@ def _claimed(results: Results, block: Block) -> Iterator[Path | None]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
+        atomic_write(folder / LIST, json.dumps(block.listed()).encode())
     except (Timeout, FileNotFoundError):  # the other one has it, or has just removed it
+        lock.release()
         yield None
         return
     try:
-        atomic_write(folder / LIST, json.dumps(block.listed()).encode())
         yield folder
     finally:
         with suppress(OSError):

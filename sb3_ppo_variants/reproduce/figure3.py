@@ -12,8 +12,9 @@ from sb3_ppo_variants.reproduce import drawing
 from sb3_ppo_variants.reproduce.blocks import TrainRuns, run_blocks
 from sb3_ppo_variants.reproduce.places import OUTPUT, Places
 from sb3_ppo_variants.reproduce.results import Row
+from sb3_ppo_variants.reproduce.scores import raw_scores
 from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, Selection, selected
-from sb3_ppo_variants.reproduce.table1 import made_with, raw_scores, spread
+from sb3_ppo_variants.reproduce.table1 import made_with, spread
 from sb3_ppo_variants.reproduce.tables import markdown, plain
 from sb3_ppo_variants.reproduce.training import train_runs
 

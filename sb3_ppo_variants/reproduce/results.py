@@ -170,7 +170,9 @@ def _parsed(line: str, where: str) -> Row:
 def _require_same_settings(run: Run, row: Row, path: Path) -> None:
     now = {"algorithm": run.setting.algorithm, **run.setting.described(run.task)}
     then = {"algorithm": row.algorithm, **row.settings}
-    for name in sorted({*now, *then}):
+    # Arguments that the constructor has got since, and that nobody has set.
+    later = {*run.setting.defaults()} - {*run.setting.arguments(run.task), *then}
+    for name in sorted({*now, *then} - later):
         if now.get(name) != then.get(name):
             raise ValueError(
                 f"{path.name} has a result of {run.setting.name} with seed {run.seed}, but with {name} = "

@@ -5,15 +5,29 @@ Shapes: ``S`` settings, ``R`` seeds, ``E`` tasks. A run that is not there is NaN
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from sb3_ppo_variants.arguments import require_choice
+from sb3_ppo_variants.reproduce.results import Row
+from sb3_ppo_variants.reproduce.settings import Selection
 
 BestOf = Literal["run", "setting"]
 RESAMPLES = 2000
 CONFIDENCE = 0.95
+
+
+def raw_scores(selection: Selection, rows: Sequence[Row], tasks: Sequence[str]) -> np.ndarray:
+    """Scores ``(settings, seeds, tasks)``; NaN where there is no result."""
+    known = {(row.setting, row.seed, row.task): row.score for row in rows}
+    return np.array(
+        [
+            [[known.get((name, seed, task), np.nan) for task in tasks] for seed in selection.seeds]
+            for name in selection.settings
+        ]
+    ).reshape(len(selection.settings), len(selection.seeds), len(tasks))
 
 
 def normalized(raw: np.ndarray, random: np.ndarray, best: BestOf = "run") -> np.ndarray:
@@ -46,12 +60,12 @@ class Mean(NamedTuple):
     """A setting's mean over all its runs."""
 
     mean: float
-    """NaN where runs are missing"""
+    """NaN where runs are missing, or a task has no scale"""
     low: float
-    """of the interval; NaN where runs are missing, or there is one seed"""
+    """of the interval; NaN where the mean is, and where there is one seed"""
     high: float
     runs: int
-    """that are there"""
+    """that have a score"""
 
 
 def means(scores: np.ndarray) -> list[Mean]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,6 +37,11 @@ _LONGEST_FIRST = (
 )
 
 
+_OURS = "sb3_ppo_variants"
+# Arguments of constructors without influence on what is learned, or told elsewhere in a result.
+_NOT_OF_A_RUN = ("seed", "device", "verbose", "tensorboard_log", "stats_window_size", "_init_setup_model")
+
+
 @dataclass(frozen=True)
 class Setting:
     """An algorithm with its settings.
@@ -46,6 +52,7 @@ class Setting:
     :param preset: of a task
     :param own: arguments of the constructor beside the preset's
     :param stacked: whether :func:`~sb3_ppo_variants.many.training.train_many` trains it
+    :param unbounded: whether it is shown a task's actions without bounds, being an algorithm that clips to them
     """
 
     name: str
@@ -54,6 +61,7 @@ class Setting:
     preset: Callable[[str], Preset]
     own: tuple[tuple[str, Any], ...] = ()
     stacked: bool = True
+    unbounded: bool = False
 
     @property
     def algorithm_class(self) -> Any:
@@ -72,7 +80,22 @@ class Setting:
 
     def described(self, task: str) -> dict[str, Any]:
         """All that a run of it depends on beside task, seed and timesteps, as JSON has it."""
-        return {"n_envs": self.n_envs(task), **{name: _plain(value) for name, value in self.arguments(task).items()}}
+        how: dict[str, Any] = {"n_envs": self.n_envs(task)}
+        if self.unbounded:
+            how["clip_actions"] = False  # as PPO's own argument is named
+        arguments = {**self.defaults(), **self.arguments(task)}
+        return {**how, **{name: _plain(value) for name, value in arguments.items()}}
+
+    def defaults(self) -> dict[str, Any]:
+        """The constructor's defaults, where the algorithm is the package's own; of others, their version tells."""
+        if not self.algorithm.startswith(f"{_OURS}."):
+            return {}
+        parameters = inspect.signature(self.algorithm_class).parameters.values()
+        return {
+            each.name: each.default
+            for each in parameters
+            if each.default is not each.empty and each.name not in _NOT_OF_A_RUN
+        }
 
 
 def _plain(value: Any) -> Any:
@@ -95,7 +118,6 @@ def _of_trpo(task: str) -> Preset:
     return fig3_trpo(dimensions)
 
 
-_OURS = "sb3_ppo_variants"
 NONE = Setting("none", "no clipping or penalty", f"{_OURS}.PPOUnclippedPaper", _of_table_1)
 TABLE_1_SETTINGS = (
     NONE,
@@ -155,13 +177,14 @@ def _of_vanilla_pg(_task: str) -> Preset:
 
 
 FIGURE_3_SETTINGS = (
-    Setting("a2c", "A2C", "stable_baselines3.A2C", _of_a2c, stacked=False),
+    Setting("a2c", "A2C", "stable_baselines3.A2C", _of_a2c, stacked=False, unbounded=True),
     Setting(
         "a2c_trust_region",
         "A2C + trust region",
         f"{_OURS}.reproduce.a2c_trust_region.A2CTrustRegion",
         _of_a2c,
         stacked=False,
+        unbounded=True,
     ),
     Setting("cem", "CEM", f"{_OURS}.reproduce.cem.CEM", _of_cem, stacked=False),
     next(setting for setting in TABLE_1_SETTINGS if setting.name == "clip_0.2"),
@@ -172,7 +195,7 @@ FIGURE_3_SETTINGS = (
         _of_vanilla_pg,
         stacked=False,
     ),
-    Setting("trpo", "TRPO", "sb3_contrib.TRPO", _of_trpo, stacked=False),
+    Setting("trpo", "TRPO", "sb3_contrib.TRPO", _of_trpo, stacked=False, unbounded=True),
 )
 """the curves of Fig. 3, in the order of its legend; PPO's runs are those of Table 1's ε = 0.2"""
 

@@ -16,7 +16,7 @@ from sb3_ppo_variants.reproduce.blocks import TrainRuns, run_blocks
 from sb3_ppo_variants.reproduce.places import OUTPUT, Places
 from sb3_ppo_variants.reproduce.random_policy import RandomReturn, random_returns
 from sb3_ppo_variants.reproduce.results import Row
-from sb3_ppo_variants.reproduce.scores import Mean, means, normalized, rank_correlation, ranks
+from sb3_ppo_variants.reproduce.scores import Mean, means, normalized, rank_correlation, ranks, raw_scores
 from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, TASKS, Selection, selected
 from sb3_ppo_variants.reproduce.tables import markdown, number, plain, short, signed
 from sb3_ppo_variants.reproduce.training import train_runs
@@ -152,18 +152,6 @@ def tabulated(selection: Selection, rows: Sequence[Row], random: Mapping[str, Ra
     return Table1(selection, rows, random, lines, rank_correlation(values, papers), ())
 
 
-def raw_scores(selection: Selection, rows: Sequence[Row], tasks: Sequence[str]) -> np.ndarray:
-    """Scores ``(settings, seeds, tasks)``; NaN where there is no result."""
-    known = {(row.setting, row.seed, row.task): row.score for row in rows}
-    nan = math.nan
-    return np.array(
-        [
-            [[known.get((name, seed, task), nan) for task in tasks] for seed in selection.seeds]
-            for name in selection.settings
-        ]
-    ).reshape(len(selection.settings), len(selection.seeds), len(tasks))
-
-
 # ------------------------------------------------------------------ text
 
 
@@ -185,6 +173,13 @@ def notes(table: Table1) -> list[str]:
     diverged = [f"{row.setting} on {row.task}, seed {row.seed}" for row in table.rows if row.diverged is not None]
     if diverged:
         found.append(f"Ended early, as a number was not finite: {'; '.join(diverged)}.")
+    beaten = [
+        task
+        for task in selection.tasks
+        if task in TASKS and all(row.score <= table.random[task].mean for row in table.rows if row.task == task)
+    ]
+    if beaten and not table.missing:
+        found.append(f"No mean, as nothing is better than the random policy: {', '.join(beaten)}.")
     few = sum(row.episodes < 100 for row in table.rows)
     if few:
         found.append(f"{few} runs had fewer than 100 episodes: their scores are of all that ended.")

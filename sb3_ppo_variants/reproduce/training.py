@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
+
 from sb3_ppo_variants.reproduce.monitor import read_episodes
 from sb3_ppo_variants.reproduce.results import Row, rounded, versions
 from sb3_ppo_variants.reproduce.settings import Run
@@ -76,7 +79,13 @@ def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:
     goes_on = keeps_bundles and bool(bundle_paths(folder))
     if not goes_on:
         shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
-    env = make_vec_env(run.task, n_envs, monitor_dir=str(folder), monitor_kwargs={"override_existing": not goes_on})
+    env = make_vec_env(
+        run.task,
+        n_envs,
+        monitor_dir=str(folder),
+        monitor_kwargs={"override_existing": not goes_on},
+        wrapper_class=UnboundedActions if run.setting.unbounded else None,
+    )
     try:
         model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
         if keeps_bundles:
@@ -90,6 +99,18 @@ def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:
     finally:
         env.close()
     return None
+
+
+class UnboundedActions(gym.Wrapper):
+    """Shows bounds of actions that no action reaches, so that SB3's and contrib's algorithms clip none.
+
+    :param env: with a ``Box`` of actions
+    """
+
+    def __init__(self, env: Any):
+        super().__init__(env)
+        largest = np.full(env.action_space.shape, np.finfo(np.float32).max, dtype=np.float32)
+        self.action_space = gym.spaces.Box(-largest, largest)  # finite, as SB3 wants them
 
 
 def _tells_of_divergence(error: Exception) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch as th
 from stable_baselines3.common.env_util import make_vec_env
@@ -42,6 +43,20 @@ class Truncating(PPOClipPaper):
         return {"largest_ratio": batch.ratio.max()}
 
 
+class Adapting(PPOClipPaper):
+    """A user's surrogate that reads what differs from agent to agent from the model itself."""
+
+    def __init__(self, *args: Any, signs: Any = (1.0,), **kwargs: Any):
+        self.signs, self.scale = np.array(signs), 1.0
+        super().__init__(*args, **kwargs)
+
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        return self.scale * float(self.signs[0]) * self.gamma * super().objective(batch)
+
+    def after_update(self, kl: float) -> None:
+        self.scale *= 1 + 10 * kl
+
+
 Spec = tuple[type[PaperOnPolicyAlgorithm], dict[str, Any], int]
 
 SPECS: list[Spec] = [
@@ -69,6 +84,10 @@ SPECS: list[Spec] = [
     (PPOClipPaper, {"target_kl": 0.001, "normalize_advantage": False}, 9),
     (Truncating, {}, 10),
     (Truncating, {"floor": 0.9}, 11),
+    (Adapting, {}, 14),
+    (Adapting, {}, 15),
+    (Adapting, {"signs": (-1.0,)}, 16),
+    (Adapting, {"gamma": 0.5}, 17),
 ]
 BOX_ONLY: list[Spec] = [
     (PPOClipPaper, {"clip_actions": False}, 12),

@@ -14,11 +14,12 @@ from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, train_many
 from sb3_ppo_variants.many.actions import CategoricalActions, GaussianActions
 from sb3_ppo_variants.many.agent import Agent
+from sb3_ppo_variants.many.groups import groups_of
 from sb3_ppo_variants.many.rollout import RolloutSamples
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.many.update import Update
 from sb3_ppo_variants.rollout_data import samples_of
-from tests.many.cases import BOX_ONLY, SPECS, TOLERANCE, Spec, alone, assert_same, distance
+from tests.many.cases import BOX_ONLY, SPECS, TOLERANCE, Spec, Truncating, alone, assert_same, distance
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
 
@@ -40,6 +41,13 @@ def test_three_iterations_are_those_of_each_agent_alone(env: str, n_envs: int, s
     for spec, model in zip(specs, models, strict=True):
         assert type(model) is spec[0]
         assert_same(model, alone(spec, env, total, n_envs, **SMALL))
+
+
+def test_agents_of_a_users_class_share_a_call_where_nothing_but_their_runs_differs() -> None:
+    specs: list[Spec] = [(Truncating, {"target_kl": 0.01}, seed) for seed in range(3)]
+    models = train_many([*specs, (Truncating, {"floor": 0.1, "target_kl": 0.01}, 0)], "CartPole-v1", 192, **SMALL)
+    groups = groups_of(models, [model._update_constants() for model in models])
+    assert [group.indices for group in groups] == [[0, 1, 2], [3]]
 
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")

@@ -31,6 +31,11 @@ class OwnLoss(PPOClipPaper):
         return super()._value_loss(*args)
 
 
+class OwnLearn(PPOClipPaper):
+    def learn(self, *args: Any, **kwargs: Any) -> Any:
+        return super().learn(*args, **kwargs)
+
+
 class ManyBits(gym.Env):
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
     action_space = spaces.MultiBinary(3)
@@ -80,6 +85,7 @@ def test_agents_that_would_share_an_environment() -> None:
         ("must be Adam", PPOClipPaper, "CartPole-v1", {"policy_kwargs": {"optimizer_class": th.optim.AdamW}}),
         ("VanillaPGPaper has a collect_rollouts of its own", VanillaPGPaper, "CartPole-v1", {}),
         ("OwnLoss has a _value_loss of its own", OwnLoss, "CartPole-v1", {}),
+        ("OwnLearn has a learn of its own", OwnLearn, "CartPole-v1", {}),
     ],
 )
 def test_what_a_stack_cannot_do(message: str, algorithm: Any, env: Any, settings: dict[str, Any]) -> None:

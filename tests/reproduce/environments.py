@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 from gymnasium.envs.mujoco.reacher_v5 import ReacherEnv
 
 # 64 divides a rollout of 2048: episodes end with the rollouts, and a resumed run is the unbroken one bit for bit.
@@ -26,3 +27,22 @@ class Breaking(ReacherEnv):
 
 gym.register("Breaking-v0", entry_point=Breaking, max_episode_steps=64)
 BREAKING = "tests.reproduce.environments:Breaking-v0"
+
+
+class Echo(gym.Env):
+    """Rewards a step by how far its action is from 0; 0.1 is the bound. Five steps an episode."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012  # which SB3 asks for
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-0.1, 0.1, (2,), np.float32)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.zeros(1, np.float32), float(abs(action).max()), False, False, {}
+
+
+gym.register("Echo-v0", entry_point="tests.reproduce.environments:Echo", max_episode_steps=5)
+ECHO = "tests.reproduce.environments:Echo-v0"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from pathlib import Path
 from typing import Any
@@ -98,6 +99,20 @@ def test_the_settings_are_figure_3s() -> None:
     assert trpo["target_kl"] == pytest.approx(0.01 / 3)  # of three dimensions of the action
     assert SETTINGS["a2c_trust_region"].arguments("Hopper-v5") == SETTINGS["a2c"].arguments("Hopper-v5")
     assert SETTINGS["a2c"].n_envs("Hopper-v5") == 16
+    clips = [setting.name for setting in FIGURE_3_SETTINGS if setting.described("Hopper-v5").get("clip_actions", True)]
+    assert clips == ["cem"]
+
+
+def test_what_is_told_of_a_setting_has_the_defaults_of_our_algorithms() -> None:
+    clip = SETTINGS["clip_0.2"]
+    told = clip.described("Hopper-v5")
+    ours = {"vf_coef": 1.0, "max_grad_norm": None, "normalize_advantage": "batch", "bootstrap_on_timeout": True}
+    assert {name: told[name] for name in ours} == ours
+    assert "seed" not in told
+    assert dataclasses.replace(clip, own=(*clip.own, ("vf_coef", 1.0))).described("Hopper-v5") == told
+    assert SETTINGS["a2c_trust_region"].described("Hopper-v5")["delta"] == 1.0
+    assert SETTINGS["adaptive_kl_0.01"].described("Hopper-v5")["beta_init"] == 1.0
+    assert SETTINGS["adaptive_kl_0.01"].described("Hopper-v5")["clip_range"] is None
 
 
 def test_runs_can_be_sent_to_a_process() -> None:

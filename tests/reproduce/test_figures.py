@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sb3_ppo_variants import PPOClipPaper
+from sb3_ppo_variants.presets import TABLE_1
 from sb3_ppo_variants.reproduce.figure1 import figure1, term
 from sb3_ppo_variants.reproduce.figure2 import figure2
 from sb3_ppo_variants.reproduce.figure3 import figure3
@@ -62,6 +64,9 @@ def test_figure_2_of_a_real_update(tmp_path: Path) -> None:
     assert computed.kl[0] > computed.kl[zero - 1]
     assert computed.kl[-1] > computed.kl[one] > 0.001
     assert 0 < computed.best_alpha <= 2
+    # The KL is the one, π_old first, that the update itself logs.
+    model = PPOClipPaper("MlpPolicy", "Hopper-v5", seed=0, device="cpu", **TABLE_1).learn(2048)
+    assert computed.kl_at_1 == pytest.approx(model.logger.name_to_value["train/kl"], rel=1e-4)
 
 
 @pytest.mark.parametrize(

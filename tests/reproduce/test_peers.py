@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -64,6 +65,21 @@ def test_without_a_bound_it_is_a2c() -> None:
     th.testing.assert_close(
         weights(trained(A2CTrustRegion, delta=math.inf)), weights(trained(A2C)), rtol=1e-5, atol=1e-6
     )
+
+
+def test_the_gradients_of_a_sample_by_hand() -> None:
+    model: Any = A2CTrustRegion("MlpPolicy", "Pendulum-v1", seed=0, device="cpu")
+    average = SimpleNamespace(distribution=th.distributions.Normal(th.zeros(1, 1), th.ones(1, 1)))
+    model.average_policy = SimpleNamespace(get_distribution=lambda _: average)
+    samples = SimpleNamespace(observations=None, actions=th.tensor([[3.0]]))
+    # μ = 1, σ = 2, a = 3, Â = 2. By μ: Â (a − μ)/σ² = 1; by log σ: Â ((a − μ)²/σ² − 1) = 0.
+    # KL[N(0, 1), π] = log σ + (1 + μ²)/(2 σ²) − ½; by μ: μ/σ² = ¼; by log σ: 1 − (1 + μ²)/σ² = ½.
+    gradient, kl_gradient, kl = model._gradients(
+        th.tensor([[1.0]]), th.tensor([[math.log(2)]]), samples, th.tensor([2.0])
+    )
+    th.testing.assert_close(gradient, th.tensor([[1.0, 0.0]]))
+    th.testing.assert_close(kl_gradient, th.tensor([[0.25, 0.5]]))
+    assert float(kl) == pytest.approx(math.log(2) + 2 / 8 - 0.5)
 
 
 def test_a_bound_changes_the_training_and_tells_of_it() -> None:

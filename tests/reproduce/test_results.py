@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from sb3_ppo_variants.reproduce.blocks import WorkerError, blocks_of, run_blocks
-from sb3_ppo_variants.reproduce.results import Results
+from sb3_ppo_variants.reproduce.blocks import WorkerError, _claimed, blocks_of, run_blocks
+from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, Run, Selection, selected
 from tests.reproduce.pretended import TASKS, die_once, pretend, row_of
 
@@ -81,6 +83,7 @@ def test_other_timesteps_are_other_files(tmp_path: Path) -> None:
     [
         ("settings", {"clip_range": 0.3}, r"clip_0.2 with seed 0, but with clip_range = 0.3 in place of 0.2"),
         ("settings", {"gamma": 0.9}, r"with gamma = 0.9 in place of 0.99"),
+        ("settings", {"vf_coef": 0.5}, r"with vf_coef = 0.5 in place of 1.0"),
         ("algorithm", "sb3_ppo_variants.PPOUnclippedPaper", "with algorithm = "),
     ],
 )
@@ -91,6 +94,18 @@ def test_other_settings_are_an_error(tmp_path: Path, name: str, value: Any, word
     Results(tmp_path, STEPS).add([row])
     with pytest.raises(ValueError, match=words):
         Results(tmp_path, STEPS).missing([run])
+
+
+def test_an_argument_that_came_later_and_has_its_default_is_no_other_setting(tmp_path: Path) -> None:
+    run = Run("Hopper-v5", SETTINGS["clip_0.2"], 0)
+    row = row_of(run, STEPS)
+    results = Results(tmp_path, STEPS)
+    results.add([row._replace(settings={key: row.settings[key] for key in row.settings if key != "weight_init"})])
+    assert results.missing([run]) == []
+    results.path("Hopper-v5").unlink()
+    results.add([row._replace(settings={key: row.settings[key] for key in row.settings if key != "gamma"})])
+    with pytest.raises(ValueError, match=r"with gamma = None in place of 0.99"):
+        results.missing([run])
 
 
 @pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}'])
@@ -232,6 +247,65 @@ def test_killed_between_the_results_and_the_end_of_the_block(tmp_path: Path) -> 
     for task in TASKS:
         results.add([row_of(run, STEPS) for run in selection.runs() if run.task == task])
     run_blocks("test", selection, results, train=_fail)  # trains nothing
+    assert results.missing(selection.runs()) == []
+    assert [path.name for path in results.in_progress.iterdir() if path.is_dir()] == []
+
+
+def _kill(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_killed_while_a_block_is_removed(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of(tasks=("Hopper-v5",))
+
+    def train(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+        # Of a folder that has lost a monitor's file, but no bundle, the runs could not be scored.
+        assert {path.name for path in folder.iterdir()} == {"lock", "block.json"}
+        (folder / "bundle").touch()
+        return pretend(runs, timesteps, folder)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.rmtree", _kill)
+        with pytest.raises(KeyboardInterrupt):
+            run_blocks("test", selection, results, train=train)
+    assert results.missing(selection.runs()) == []
+    results.path("Hopper-v5").unlink()
+    run_blocks("test", selection, results, train=train)
+    assert len(trained(results)) == 8
+    assert [path.name for path in results.in_progress.iterdir() if path.is_dir()] == []
+
+
+def test_another_process_may_claim_a_block_that_is_being_removed(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of(tasks=("Hopper-v5",))
+    rmtree = shutil.rmtree
+    claimed: list[Path] = []
+
+    def claim_and_remove(path: Path, **arguments: Any) -> None:
+        if not claimed:
+            claimed.append(path)
+            (path / "lock").unlink()  # as rmtree may begin with it
+            (block,) = blocks_of(Results(tmp_path / "other", STEPS), selection.runs())
+            with _claimed(results, block) as folder:
+                assert folder is not None
+                rmtree(path, **arguments)
+                assert folder.is_dir()
+        else:
+            rmtree(path, **arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.rmtree", claim_and_remove)
+        run_blocks("test", selection, results, train=pretend)
+    assert claimed
+    assert results.missing(selection.runs()) == []
+
+
+def test_a_block_of_a_task_that_is_not_known_here_is_left_alone(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+    for name in ("no_such_module:Task-v0", "NoSuchTask-v0"):
+        folder = results.in_progress / f"{name.rpartition(':')[2]}-0"
+        folder.mkdir(parents=True)
+        (folder / "block.json").write_text(json.dumps({"task": name, "runs": [["trpo", 0, {}]]}))
+    run_blocks("test", selection, results, train=pretend)
     assert results.missing(selection.runs()) == []
 
 

@@ -164,6 +164,13 @@ def test_a_table_with_missing_runs_says_so() -> None:
     assert table1.draw_scores(table)
 
 
+def test_a_table_without_a_scale_says_so() -> None:
+    table = table_of({key: (10.0, pair[1]) for key, pair in SCORES.items()})  # 10 is the random policy's
+    assert np.isnan([line.ours.mean for line in table.lines]).all()
+    assert f"No mean, as nothing is better than the random policy: {TASKS[0]}." in table1.described(table)
+    assert "No mean" not in table1.described(table_of(SCORES))
+
+
 def test_another_task_is_not_in_the_mean() -> None:
     selection = selected(TABLE_1_SETTINGS, ["Pendulum-v1", "Hopper-v5"], ("none", "clip_0.2"), (0, 1), 5000)
     rows = [row_of(run, 5000, 1000.0 if run.task == "Pendulum-v1" else 20.0 + run.seed) for run in selection.runs()]

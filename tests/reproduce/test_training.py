@@ -20,7 +20,7 @@ from sb3_ppo_variants.reproduce.monitor import read_episodes
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, TABLE_1_SETTINGS, Run, selected
 from sb3_ppo_variants.reproduce.training import train_runs
-from tests.reproduce.environments import BREAKING, EVEN
+from tests.reproduce.environments import BREAKING, ECHO, EVEN
 
 STEPS = 4096
 PROGRAM = """
@@ -89,6 +89,14 @@ def test_each_algorithm_of_figure_3(name: str, tmp_path: Path) -> None:
     assert row.episodes > 20
     assert sum(value is not None for value in row.curve) > 50
     assert list(tmp_path.glob("in_progress/2500/*/")) == []
+
+
+@pytest.mark.parametrize("name", ["a2c", "a2c_trust_region", pytest.param("trpo", marks=pytest.mark.slow)])
+def test_actions_are_not_clipped(name: str, tmp_path: Path) -> None:
+    (row,) = train_runs([Run(ECHO, SETTINGS[name], 0)], 80, tmp_path)
+    # The larger of two actions of deviation 1, five times; clipped to the box it would be 0.5.
+    assert row.score > 2
+    assert row.settings["clip_actions"] is False
 
 
 @pytest.mark.slow
