@@ -261,6 +261,8 @@ def main() -> None:
 
         for job in jobs(TRIALS_BEFORE).values():
             fill(job)
+        # What rl_zoo3 imports would be the first way's time.
+        make_model(ALGORITHM, arguments.env, paper_settings(job), folder / "imports", 0).env.close()
         totals = dict.fromkeys(WAYS, 0.0)
         for index in range(arguments.rounds):
             seconds = measure(jobs(TRIALS_BEFORE + 1 + index), folder / f"plain_{index}")
