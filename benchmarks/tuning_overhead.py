@@ -11,8 +11,7 @@ Four things are done with the same models, settings and seeds, which `ppo-varian
 
 A trial is judged by the pruner after each of ten chunks, and writes resume bundles, logs and policies; its study is a
 SQLite file with a hundred trials before it, whose parameters the sampler looks at. All parameters that vary are such as
-cost no time. The study's cost is what a trial takes more than the same trainings without it; the bar is a part of the
-time of the trainings alone.
+cost no time. The study's cost is what a trial takes more than the same trainings, done in the same way, without it.
 
 All four are done at once, in this process, and take turns from iteration to iteration of all seeds, so that each has
 the same share of what other programs do to the machine. What is counted is CPU time of the process, all its threads
@@ -43,7 +42,7 @@ from sb3_ppo_variants.tuning.training import SeedTraining
 from sb3_ppo_variants.zoo import make_model
 
 BAR = 0.03
-"""How much of the time of the trainings alone a study may cost."""
+"""How much of its trainings' time a study may cost."""
 TRIALS_BEFORE = 100
 ALONE, TOGETHER, BY_TURNS, TRIAL = WAYS = ("alone", "together", "trial by turns", "trial")
 ALGORITHM = "ppo_clip_paper"
@@ -239,8 +238,8 @@ def shown(seconds: Mapping[str, float]) -> str:
 
 
 def cost(seconds: Mapping[str, float]) -> float:
-    """Of the study whose trials are stacked, as a part of the trainings alone."""
-    return (seconds[TRIAL] - seconds[TOGETHER]) / seconds[ALONE]
+    """Of a study whose trials are stacked, as a part of the same trainings in a stack."""
+    return seconds[TRIAL] / seconds[TOGETHER] - 1
 
 
 def main() -> None:
