@@ -48,7 +48,7 @@ def require_stackable(agents: Sequence[Agent]) -> None:
     :raises ValueError: if not
     """
     for agent in agents:
-        reason = _reason_against(agent.model)
+        reason = reason_against(agent.model)
         if reason is not None:
             raise ValueError(f"train_many cannot take {agent.name}: {reason}")
     first = _shape(agents[0].model)
@@ -67,8 +67,8 @@ def require_stackable(agents: Sequence[Agent]) -> None:
         owners[id(env)] = agent.name
 
 
-def _reason_against(model: Any) -> str | None:
-    """Why a model is for no stack, as a sentence; None where it is."""
+def reason_against(model: Any) -> str | None:
+    """Why a model is for no stack, as a sentence; None where it can be stacked with others of its shape."""
     kind = type(model)
     replaced = [name for name in _DONE_IN_ITS_PLACE if getattr(kind, name) is not getattr(PaperOnPolicyAlgorithm, name)]
     if replaced:

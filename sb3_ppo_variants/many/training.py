@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -90,19 +90,14 @@ def train_many(
         if each is not None:
             require_resumable(each, resume)
     made = _made(specs, env, policy, n_envs, folders, settings)
-    try:
-        require_stackable(made)
-        with ExitStack() as stack, _one_thread():
-            runs: list[AgentRun] = []
-            for agent, path in zip(made, folders, strict=True):
-                run_folder = None if path is None else RunFolder(path)
-                if run_folder is not None:
-                    stack.enter_context(run_folder.owned())
-                runs.append(_begin(agent, run_folder, total_timesteps, resume, bundle_interval))
-            _train(made, runs)
-    except BaseException:
-        _close(made)
-        raise
+    with (
+        begun(made, folders, total_timesteps, resume, bundle_interval) as runs,
+        runs[0].on_termination(),
+        closing(iterations(made, runs)) as training,
+    ):
+        for failed in training:
+            for agent in failed:
+                warnings.warn(f"{agent.name} ends: {agent.error}", DivergenceWarning, stacklevel=2)
     return [agent.model for agent in made]
 
 
@@ -147,7 +142,7 @@ def _made(
                 raise
             made.append(Agent(model, f"agent {index} ({algorithm.__name__}, seed {seed})"))
     except BaseException:
-        _close(made)
+        close(made)
         raise
     return made
 
@@ -171,9 +166,11 @@ def _environments(env: Any, n_envs: int, folder: Path | None) -> VecEnv:
     )
 
 
-def _close(agents: Iterable[Agent]) -> None:
+def close(agents: Iterable[Agent]) -> None:
+    """Close the environments of agents."""
     for agent in agents:
-        agent.model.env.close()
+        with suppress(EOFError, BrokenPipeError):  # worker processes that Ctrl-C has ended too
+            agent.model.env.close()
 
 
 @contextmanager
@@ -187,6 +184,39 @@ def _one_thread() -> Iterator[None]:
         th.set_num_threads(threads)
 
 
+# ------------------------------------------------------------------ agents that are models already
+
+
+@contextmanager
+def begun(
+    agents: Sequence[Agent],
+    folders: Sequence[Path | None],
+    total_timesteps: int,
+    resume: Resume = False,
+    bundle_interval: float = BUNDLE_INTERVAL,
+) -> Iterator[list[AgentRun]]:
+    """The agents' runs, begun or gone on with; meanwhile their folders are this process's. See :func:`train_many`.
+
+    :param agents: each made right after its model; their environments are closed if anything is raised
+    :param folders: one per agent; None: nothing is kept of it
+    :raises ValueError: if the agents cannot be stacked
+    :raises BundleError: if bundles cannot be read or are of another run, or another process trains in a folder
+    """
+    try:
+        require_stackable(agents)
+        with ExitStack() as stack:
+            runs: list[AgentRun] = []
+            for agent, path in zip(agents, folders, strict=True):
+                run_folder = None if path is None else RunFolder(path)
+                if run_folder is not None:
+                    stack.enter_context(run_folder.owned())
+                runs.append(_begin(agent, run_folder, total_timesteps, resume, bundle_interval))
+            yield runs
+    except BaseException:
+        close(agents)
+        raise
+
+
 def _begin(agent: Agent, folder: RunFolder | None, total_timesteps: int, resume: Resume, interval: float) -> AgentRun:
     with agent.generators():
         if folder is None:
@@ -194,42 +224,57 @@ def _begin(agent: Agent, folder: RunFolder | None, total_timesteps: int, resume:
         return kept_run(agent.model, folder, total_timesteps, resume, interval)
 
 
-def _train(agents: Sequence[Agent], runs: Sequence[AgentRun]) -> None:
-    """Train to the end; whatever happens, what has been reached is kept."""
+def iterations(agents: Sequence[Agent], runs: Sequence[AgentRun]) -> Generator[list[Agent], None, None]:
+    """Train agents to the end, an iteration of all at a time, and let the caller look at them in between.
+
+    The models may be read where it yields: before the first iteration, and after each. Whoever has seen enough closes
+    the generator (``contextlib.closing``); then, as after an exception, what has been reached is kept. Signals are the
+    caller's.
+
+    :param agents: of one shape
+    :param runs: theirs, of :func:`begun`
+    :return: yields the agents whose training has diverged in this iteration: their ``error`` says why, and the others
+        go on without them
+    """
     for agent, run in zip(agents, runs, strict=True):
         with agent.generators():
             run.start()
-    with runs[0].on_termination():
-        try:
-            for run in runs:
-                run.write()
-            _iterate(agents, dict(zip(agents, runs, strict=True)))
-        except BaseException as error:
-            for run in runs:
-                run.leave(error)
-            raise
+    try:
         for run in runs:
             run.write()
+        yield []
+        yield from _iterate(agents, dict(zip(agents, runs, strict=True)))
+    except BaseException as error:
+        for run in runs:
+            run.leave(error)
+        raise
+    for run in runs:
+        run.write()
     for run in runs:
         run.end()
 
 
-def _iterate(agents: Sequence[Agent], runs: Mapping[Agent, AgentRun]) -> None:
+def _iterate(agents: Sequence[Agent], runs: Mapping[Agent, AgentRun]) -> Generator[list[Agent], None, None]:
     """Iterations in step, until each agent has come to its end."""
     stack, collector = None, None
     while training := [agent for agent in agents if agent.is_training()]:
-        if stack is None or collector is None or len(training) < len(stack.agents):
-            # Neighbours of one kind are evaluated together.
-            stack = Stack(sorted(training, key=lambda agent: repr(group_key(agent.model))))
-            collector = Collector(stack)
-        samples = collector.collect()
-        for agent in stack.agents:
-            if agent.error is None:
-                runs[agent].before_update()
-        Update(stack, samples).run()
-        for agent in stack.agents:
-            if agent.error is None:
-                with agent.generators():
-                    runs[agent].after_update()
-            else:
-                warnings.warn(f"{agent.name} ends: {agent.error}", DivergenceWarning, stacklevel=4)
+        with _one_thread():
+            if stack is None or collector is None or len(training) < len(stack.agents):
+                # Neighbours of one kind are evaluated together.
+                stack = Stack(sorted(training, key=lambda agent: repr(group_key(agent.model))))
+                collector = Collector(stack)
+            _run_iteration(stack, collector, runs)
+        yield [agent for agent in stack.agents if agent.error is not None]
+
+
+def _run_iteration(stack: Stack, collector: Collector, runs: Mapping[Agent, AgentRun]) -> None:
+    """A rollout and an update of each agent; those that diverge get their ``error`` set."""
+    samples = collector.collect()
+    for agent in stack.agents:
+        if agent.error is None:
+            runs[agent].before_update()
+    Update(stack, samples).run()
+    for agent in stack.agents:
+        if agent.error is None:
+            with agent.generators():
+                runs[agent].after_update()

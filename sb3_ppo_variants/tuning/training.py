@@ -1,7 +1,8 @@
 """The trainings of one trial, one per seed, which take turns: each goes on to where the others are, then waits.
 
-Each runs ``learn`` once, over its whole budget, in a thread of its own, of which only one runs at any time; so its
-schedules, its episodes and its random numbers are those of a training that was never interrupted, bit for bit.
+So are trained those that cannot be stacked (:mod:`~sb3_ppo_variants.tuning.stacked`). Each runs ``learn`` once, over
+its whole budget, in a thread of its own, of which only one runs at any time; so its schedules, its episodes and its
+random numbers are those of a training that was never interrupted, bit for bit.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ import json
 import math
 import shutil
 import threading
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -45,13 +46,78 @@ class Score(NamedTuple):
 
 
 class Training(Protocol):
-    """One seed's training, as :mod:`~sb3_ppo_variants.tuning.objective` sees it."""
+    """One seed's training."""
 
     def advance(self, timesteps: int) -> Score:
         """Train until this timestep, and tell how well it does."""
 
     def stop(self) -> None:
         """End the training where it is, so that another process can go on with it."""
+
+
+class Trainings(Protocol):
+    """The trainings of a trial's seeds, as :mod:`~sb3_ppo_variants.tuning.objective` sees them."""
+
+    def advance(self, timesteps: int) -> list[Score]:
+        """Train each until this timestep, and tell how well it does, in the order of the seeds.
+
+        :raises FloatingPointError: if one diverges; says which, and on the way to which timestep
+        """
+
+    def stop(self) -> None:
+        """End them where they are, so that another process can go on with them."""
+
+
+class Turns:
+    """Trainings that take turns.
+
+    :param trainings: by seed
+    """
+
+    def __init__(self, trainings: Mapping[int, Training]):
+        self._trainings = trainings
+
+    def advance(self, timesteps: int) -> list[Score]:
+        """As :meth:`Trainings.advance`."""
+        return [self._advance(seed, timesteps) for seed in self._trainings]
+
+    def _advance(self, seed: int, timesteps: int) -> Score:
+        try:
+            return self._trainings[seed].advance(timesteps)
+        except FloatingPointError as error:
+            raise diverged(seed, timesteps, error) from error
+
+    def stop(self) -> None:
+        """As :meth:`Trainings.stop`."""
+        for training in self._trainings.values():
+            training.stop()
+
+
+def diverged(seed: int, timesteps: int, error: FloatingPointError) -> FloatingPointError:
+    """What a trial says of a seed that diverges before a timestep at which it would have been judged."""
+    return FloatingPointError(f"seed {seed} diverged on the way to {timesteps} timesteps: {error}")
+
+
+class ScoreFile:
+    """What a training has reached at each timestep that was asked for, kept in its folder."""
+
+    def __init__(self, folder: Path):
+        self._path = folder / SCORES
+        self._scores = _read_scores(self._path)
+
+    def __contains__(self, timesteps: int) -> bool:
+        return timesteps in self._scores
+
+    def __getitem__(self, timesteps: int) -> Score:
+        return self._scores[timesteps]
+
+    def record(self, timesteps: int, model: Any) -> None:
+        """Keep how well a model does that has come to this timestep."""
+        returns = [episode["r"] for episode in model.ep_info_buffer]
+        mean = float(np.mean(returns)) if returns else math.nan
+        self._scores[timesteps] = Score(mean, len(returns), model.num_timesteps)
+        content = {str(key): score._asdict() for key, score in self._scores.items()}
+        atomic_write(self._path, json.dumps(content).encode())
 
 
 class _StoppedError(BaseException):
@@ -77,7 +143,7 @@ class SeedTraining:
         self.folder = folder
         self._make_model, self._total = make_model, total_timesteps
         self._interval = bundle_interval
-        self._scores = _read_scores(folder / SCORES)
+        self._scores = ScoreFile(folder)
         self._turn, self._done = threading.Semaphore(0), threading.Semaphore(0)
         self._target = 0
         self._error: BaseException | None = None
@@ -98,11 +164,7 @@ class SeedTraining:
             self._target = timesteps
             if not self._ended and (self._model is None or self._model.num_timesteps < timesteps):
                 self._take_turn()
-            returns = [episode["r"] for episode in self._model.ep_info_buffer]
-            mean = float(np.mean(returns)) if returns else math.nan
-            self._scores[timesteps] = Score(mean, len(returns), self._model.num_timesteps)
-            content = {str(key): score._asdict() for key, score in self._scores.items()}
-            atomic_write(self.folder / SCORES, json.dumps(content).encode())
+            self._scores.record(timesteps, self._model)
         return self._scores[timesteps]
 
     def stop(self) -> None:
@@ -114,17 +176,16 @@ class SeedTraining:
 
     def _take_turn(self) -> None:
         """Let the thread run until it waits or ends, with the random generators of its own."""
-        device = th.device("cuda" if th.cuda.is_available() else "cpu")
-        before = generators(device)
-        if self._generators is not None:
-            set_generators(self._generators, device)
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, args=(th.get_num_threads(),), daemon=True)
-            self._thread.start()
-        self._turn.release()
-        self._wait()
-        self._generators = generators(device)
-        set_generators(before, device)
+        device = _device()
+        with own_generators():
+            if self._generators is not None:
+                set_generators(self._generators, device)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, args=(th.get_num_threads(),), daemon=True)
+                self._thread.start()
+            self._turn.release()
+            self._wait()
+            self._generators = generators(device)
         if self._ended:
             self._thread.join()
         if self._error is not None:
@@ -200,6 +261,20 @@ class _TakesTurns(BaseCallback):
     def _on_step(self) -> bool:
         self._training.go_on()
         return True
+
+
+def _device() -> th.device:
+    return th.device("cuda" if th.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def own_generators() -> Iterator[None]:
+    """Give the caller's random generators back as they were."""
+    before = generators(_device())
+    try:
+        yield
+    finally:
+        set_generators(before, _device())
 
 
 def claim(folder: Path, identity: Mapping[str, Any]) -> None:

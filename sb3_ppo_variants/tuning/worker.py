@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -23,10 +22,10 @@ from sb3_ppo_variants.processes import Signals, in_processes
 from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.resume.format import BundleError
 from sb3_ppo_variants.tuning.job import Job, StudyError
-from sb3_ppo_variants.tuning.objective import LostTrialError, MakeTraining, evaluate, make_training
+from sb3_ppo_variants.tuning.objective import LostTrialError, MakeTraining, evaluate, make_trainings
 from sb3_ppo_variants.tuning.storage import StorageError
 from sb3_ppo_variants.tuning.study import RETRY_OF, SharedStudy
-from sb3_ppo_variants.tuning.training import Training, remove_bundles, remove_policy
+from sb3_ppo_variants.tuning.training import Trainings, remove_bundles, remove_policy
 
 
 def worker_name() -> str:
@@ -34,13 +33,13 @@ def worker_name() -> str:
     return f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
 
 
-def run_worker(job: Job, worker: str | None = None, make: MakeTraining = make_training) -> int:
+def run_worker(job: Job, worker: str | None = None, make: MakeTraining | None = None) -> int:
     """Run trials in this process until the study's budget is used up.
 
     Ctrl-C and SIGTERM put the running trial back, with its bundles; whoever comes next goes on with it.
 
     :param worker: its name, from which its sampler's seed comes; None: one that no other has
-    :param make: makes the training of one seed
+    :param make: makes the training of one seed, in place of ours; a trial's seeds then take turns
     :return: the number of trials that this worker has finished
     :raises StorageError: if the storage does not answer for too long
     :raises ValueError: if the study is another job's
@@ -59,7 +58,7 @@ def run_worker(job: Job, worker: str | None = None, make: MakeTraining = make_tr
     return finished
 
 
-def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, signals: Signals) -> bool:
+def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining | None, signals: Signals) -> bool:
     """Run one trial to its end, whatever that is.
 
     :param signals: heard while it trains
@@ -69,12 +68,11 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
     frozen = next(each for each in shared.trials() if each.number == trial.number)
     folder = _folder_for(shared, frozen)
     settings = job.settings(trial.params)
-    trainings: list[Training] = []
+    trainings: Trainings | None = None
     began = time.monotonic()
     try:
         with _Heartbeat(shared, trial), signals.heard():
-            for seed in job.training_seeds:
-                trainings.append(make(job, settings, seed, folder / f"seed_{seed}"))
+            trainings = make_trainings(job, settings, folder, make)
             value = evaluate(trial, job, trainings, frozen.intermediate_values, lambda: shared.is_ours(trial))
         state, words = TrialState.COMPLETE, f"{value:.4g}"
     except optuna.TrialPruned as pruned:
@@ -100,7 +98,7 @@ def _run_trial(shared: SharedStudy, trial: optuna.Trial, make: MakeTraining, sig
         _say(shared, f"trial {trial.number}: {words} ({time.monotonic() - began:.0f} s)")
     else:
         _say_lost(shared, trial)
-    trainings.clear()
+    del trainings
     gc.collect()  # models hold themselves in cycles, and a rollout may be large
     return counts
 
@@ -161,9 +159,9 @@ def _say_lost(shared: SharedStudy, trial: optuna.Trial) -> None:
     _say(shared, f"trial {trial.number} was given to another worker: this one's heartbeat was late")
 
 
-def _stop(trainings: Sequence[Training]) -> None:
-    for training in trainings:
-        training.stop()
+def _stop(trainings: Trainings | None) -> None:
+    if trainings is not None:
+        trainings.stop()
 
 
 class _Heartbeat:
@@ -193,12 +191,12 @@ class _Heartbeat:
 # ------------------------------------------------------------------ several
 
 
-def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: MakeTraining = make_training) -> int:
+def run_workers(job: Job, workers: int = 1, worker: str | None = None, make: MakeTraining | None = None) -> int:
     """Run trials until the study's budget is used up, in one or several processes.
 
     :param workers: number of processes; 1: this one
     :param worker: name of the worker, or what the names of several begin with; None: names that no others have
-    :param make: makes the training of one seed; where there are several workers, a function of a module
+    :param make: as of :func:`run_worker`; where there are several workers, a function of a module
     :return: 0, or the exit code of the first worker that did not end well
     :raises StorageError: as :func:`run_worker`
     :raises ValueError: as :func:`run_worker`

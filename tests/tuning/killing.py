@@ -35,7 +35,7 @@ def ready_server() -> Iterator[None]:
     forkserver.set_forkserver_preload(["__main__"])
 
 
-def _work(job: Job, worker: str, make: MakeTraining) -> None:
+def _work(job: Job, worker: str, make: MakeTraining | None) -> None:
     import torch as th
 
     th.set_num_threads(1)
@@ -47,7 +47,7 @@ def _work(job: Job, worker: str, make: MakeTraining) -> None:
         run_worker(job, worker, make)
 
 
-def start_worker(job: Job, name: str, make: MakeTraining = pretend_slowly) -> Any:
+def start_worker(job: Job, name: str, make: MakeTraining | None = pretend_slowly) -> Any:
     """A worker in a process of its own, which writes what it says into ``<name>.output`` in the job's folder."""
     process = forkserver.Process(target=_work, args=(job, name, make), name=name)
     process.start()
