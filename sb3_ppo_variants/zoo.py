@@ -756,8 +756,8 @@ def push_to_hub(program: str, arguments: list[str]) -> None:
     It imports ``generate_metadata`` from the Hub's integration, which since its version 3.2 calls it
     ``_generate_metadata`` and has it return an object in place of a dict.
     """
-    from huggingface_sb3 import push_to_hub as integration
-
+    # Of the same name as the function that the package imports from it.
+    integration: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     if not hasattr(integration, "generate_metadata"):
 
         def generate_metadata(*values: Any) -> dict[str, Any]:
