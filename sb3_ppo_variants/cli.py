@@ -302,6 +302,7 @@ def package(arguments: list[str]) -> int:
 
 def push_to_hub(arguments: list[str]) -> int:
     """Upload a trained run to the Hugging Face Hub by rl_zoo3's own script."""
+    _render_without_display()
     zoo.push_to_hub(f"{PROGRAM} push-to-hub", arguments)
     return 0
 

@@ -15,7 +15,6 @@ CURVES_FILE = "curves.jsonl"
 PROGRESS_FILE = "progress.csv"
 POINTS = 200
 """of a curve at most, at equal distances in timesteps"""
-_COLUMNS = ("time/total_timesteps", "rollout/ep_rew_mean", "time/time_elapsed")
 
 
 class Curve(NamedTuple):
@@ -62,10 +61,11 @@ def curve_of_run(run: Path, env_id: str, recipe: str, seed: int | None, algo: st
 def _point(row: dict[str, str], path: Path) -> list[float] | None:
     """A row as a point; None where no episode had ended yet."""
     try:
-        timesteps, mean_return, wall_clock = (row[name] for name in _COLUMNS)
+        mean_return = row.get("rollout/ep_rew_mean")  # there is no such column before an episode has ended
         if not mean_return:
             return None
-        return [int(timesteps), float(f"{float(mean_return):.6g}"), round(float(wall_clock), 1)]
+        timesteps, seconds = int(row["time/total_timesteps"]), float(row["time/time_elapsed"])
+        return [timesteps, float(f"{float(mean_return):.6g}"), round(seconds, 1)]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} has a row that cannot be read: {error}") from None
 

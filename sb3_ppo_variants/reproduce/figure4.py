@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,8 +45,7 @@ RECIPES = {"paper": "Table 4 as written", "ours": "our settings"}
 _COLORS = ("#9467bd", "#1f77b4", "#2ca02c", "#d62728", "#8c564b")
 
 
-@dataclass(frozen=True)
-class Figure4:
+class Figure4(NamedTuple):
     """What there is of the curves of some tasks."""
 
     tasks: Sequence[str]
@@ -68,21 +66,29 @@ def figure4(
     :param output: folder for the picture and the text
     :raises ValueError: for a task that is none of these, and for curves that cannot be read
     """
-    chosen = list(TASKS if tasks is None else tasks)
-    check_names("task", chosen, [task for task in OUR_TASKS if task.startswith("RoboschoolHumanoid")])
     folder = shipped_agents() if agents is None else Path(agents)
-    found = Figure4(
-        chosen,
-        {task: read_curves(folder / folder_name(task)) for task in chosen},
-        {task: agent for task in chosen if (agent := find_agent(task, folder)) is not None},
-    )
+    found = gathered(list(TASKS if tasks is None else tasks), folder)
     output = Path(output)
     output.mkdir(parents=True, exist_ok=True)
     texts = {output / "figure4.txt": plain, output / "figure4.md": markdown}
     for path, render in texts.items():
         atomic_write(path, described(found, render).encode())
     files = [*texts, *drawing.save(draw(found), output, "figure4")]
-    return Figure4(found.tasks, found.curves, found.agents, files)
+    return found._replace(files=files)
+
+
+def gathered(tasks: Sequence[str], agents: Path) -> Figure4:
+    """What a folder of agents holds of some tasks.
+
+    :raises ValueError: as :func:`figure4`
+    """
+    check_names("task", tasks, [task for task in OUR_TASKS if task.startswith("RoboschoolHumanoid")])
+    found = {task: find_agent(task, agents) for task in tasks}
+    return Figure4(
+        tasks,
+        {task: read_curves(agents / folder_name(task)) for task in tasks},
+        {task: agent for task, agent in found.items() if agent is not None},
+    )
 
 
 def described(found: Figure4, render: Any = plain) -> str:
