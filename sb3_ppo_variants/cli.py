@@ -16,7 +16,7 @@ import gymnasium as gym
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
-from sb3_ppo_variants.agents.folder import Agent, find_agent, require_agent, told_of
+from sb3_ppo_variants.agents.folder import Agent, find_agent, list_agents, require_agent, told_of
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.resume.names import BundleError
 from sb3_ppo_variants.runs import RunOptions, read_options, without_flags
@@ -255,6 +255,8 @@ def show_list() -> None:
     print(_table([(name, ", ".join(zoo.configured_tasks(name))) for name in (*ALGORITHMS, *zoo.PEERS)]))
     print("  (default: any other task; atari: any other Atari game; else rl_zoo3's own)")
     print(f"  in {zoo.data_folder('zoo_configs')}")
+    print("\nTrained agents that ship (`enjoy --env ID --shipped`)")
+    print(_table([_agent_row(agent) for agent in list_agents()] or [("none yet",)]))
 
 
 def _description(algo: str) -> str:
@@ -269,6 +271,10 @@ def _is_ours(spec: gym.envs.registration.EnvSpec) -> bool:
 def _task_row(spec: gym.envs.registration.EnvSpec) -> tuple[str, ...]:
     solved = "" if spec.reward_threshold is None else f"solved at {spec.reward_threshold:g}"
     return spec.id, f"{spec.max_episode_steps} steps", solved
+
+
+def _agent_row(agent: Agent) -> tuple[str, ...]:
+    return agent.env_id, agent.algo, f"mean return {agent.score['mean']:.0f} ± {agent.score['std']:.0f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

@@ -258,6 +258,7 @@ def test_enjoy_renders_where_there_is_a_display(display: str, renders: bool, mon
     handed: list[list[str]] = []
     monkeypatch.setattr(zoo, "enjoy", lambda _program, arguments: handed.append(arguments))
     monkeypatch.setenv("DISPLAY", display)
+    Path("logs/ppo_clip_paper/CartPole-v1_1").mkdir(parents=True)  # a run, or there would be none to enjoy
     assert cli.main(["enjoy"]) == 0
     assert ("--no-render" not in handed[0]) == renders
 

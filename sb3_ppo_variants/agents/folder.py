@@ -106,11 +106,23 @@ def require_agent(env_id: str, agents: Path | None = None) -> Agent:
     return agent
 
 
+def list_agents(agents: Path | None = None) -> list[Agent]:
+    """All agents of a folder, by their names.
+
+    :param agents: as for :func:`find_agent`
+    :raises AgentError: if one of them cannot be used
+    """
+    return [read_agent(path.parent) for path in _agent_files(agents)]
+
+
 def told_of(agents: Path | None = None) -> str:
     """For messages: the tasks that have an agent."""
-    folder = agents or shipped_agents()
-    names = sorted(path.parent.name for path in folder.glob(f"*/{AGENT_FILE}"))
+    names = [path.parent.name for path in _agent_files(agents)]
     return f"there are agents for {', '.join(names)}" if names else "there are agents for no task yet"
+
+
+def _agent_files(agents: Path | None) -> list[Path]:
+    return sorted((agents or shipped_agents()).glob(f"*/{AGENT_FILE}"))
 
 
 def read_agent(folder: Path) -> Agent:

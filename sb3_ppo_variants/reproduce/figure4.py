@@ -149,7 +149,7 @@ def _draw_task(axes: Any, task: str, curves: Sequence[Curve], colors: dict[str, 
     axes.set_xlim(0, max([end.timesteps, *(curve.timesteps for curve in curves)]))
     if not curves:
         axes.text(0.5, 0.4, "no run yet", transform=axes.transAxes, ha="center", color="gray")
-    axes.set_title(f"{task}\n{_seeds(curves)}", fontsize=9)
+    axes.set_title(f"{task}\n{_seeds(curves)}", fontsize=8)
     axes.set_xlabel("timesteps", fontsize=8)
     axes.xaxis.set_major_formatter(drawing.thousands)
     axes.tick_params(labelsize=7)
@@ -157,8 +157,8 @@ def _draw_task(axes: Any, task: str, curves: Sequence[Curve], colors: dict[str, 
 
 
 def _seeds(curves: Sequence[Curve]) -> str:
-    """Which seeds each recipe was run with."""
+    """Which seeds each recipe was run with, a line for each."""
     by_recipe: dict[str, list[str]] = {}
     for curve in curves:
         by_recipe.setdefault(curve.recipe, []).append(str(curve.seed))
-    return "; ".join(f"{_label(recipe)}: seed {', '.join(seeds)}" for recipe, seeds in by_recipe.items())
+    return "\n".join(f"{_label(recipe)}: seed {', '.join(seeds)}" for recipe, seeds in by_recipe.items())
