@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import signal
 import statistics
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -84,25 +85,43 @@ def play(player: Player, episodes: int = EPISODES, workers: int = 1) -> list[Epi
         return list(_shown(_played(player, seeds), episodes))
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _begin_worker) as pool:
-        # A few at a time, as an episode's length is not known before.
-        batches = [seeds[place : place + 5] for place in range(0, episodes, 5)]
-        futures = [pool.submit(_play_batch, player, batch) for batch in batches]
+        with _interrupts_ignored():  # by the processes that begin here, as long as they live: Ctrl-C is this one's
+            futures = [pool.submit(_play_in_worker, player, seed) for seed in seeds]
         try:
-            return list(_shown((episode for future in futures for episode in future.result()), episodes))
+            return list(_shown((future.result() for future in futures), episodes))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(wait=False, cancel_futures=True)  # what is being played ends
             raise
 
 
 def _begin_worker() -> None:
     import torch as th
 
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which lets them end
     th.set_num_threads(1)
 
 
-def _play_batch(player: Player, seeds: Sequence[int]) -> list[Episode]:
-    return list(_played(player, seeds))
+@contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+_PLAYING: dict[Path, Any] = {}
+"""of a worker: what it has opened, until its process ends"""
+
+
+def _play_in_worker(player: Player, seed: int) -> Episode:
+    if player.policy not in _PLAYING:
+        opened = player.opened()
+        _PLAYING[player.policy] = (opened, opened.__enter__())
+    _, (policy, env) = _PLAYING[player.policy]
+    return _play_one(policy, env, seed)
 
 
 def _played(player: Player, seeds: Sequence[int]) -> Iterator[Episode]:
