@@ -7,7 +7,8 @@ import importlib.util
 import os
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ import gymnasium as gym
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
+from sb3_ppo_variants.agents.folder import Agent, find_agent, list_agents, require_agent, told_of
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.resume.names import BundleError
 from sb3_ppo_variants.runs import RunOptions, read_options, without_flags
@@ -23,6 +25,8 @@ PROGRAM = "ppo-variants"
 DEFAULT_ALGO = "ppo_clip_paper"
 DEFAULT_ENV = "CartPole-v1"
 DEFAULT_FOLDER = "logs"
+FILMS_OF_AGENTS = "videos"
+"""where ``record`` writes films of agents that are no run's"""
 
 # The modules of the [zoo] extra that rl_zoo3's scripts and the demo import, some only when they are half done.
 DEMO_MODULES = ("matplotlib", "imageio", "imageio_ffmpeg", "tqdm")
@@ -97,24 +101,77 @@ def train(request: Request) -> None:
 
 def enjoy(request: Request) -> None:
     """Run a trained agent; without a display, only its scores."""
+    agent = _agent_to_play(request)
     arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER]
     if not _has_display():
         print(f"No display: scores only. `{PROGRAM} record` makes a film.")
         arguments.append("--no-render")
-    zoo.enjoy(request.program, arguments + request.arguments)
+    with _playing(agent, request) as own:
+        zoo.enjoy(request.program, arguments + own)
+
+
+@contextmanager
+def _playing(agent: Agent | None, request: Request) -> Iterator[list[str]]:
+    """Have rl_zoo3's scripts play an agent of a folder of agents; None: that of a run.
+
+    :return: the arguments for them
+    """
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--shipped", nargs="?")
+    _, arguments = parser.parse_known_args(request.arguments)
+    if agent is None:
+        yield arguments
+        return
+    print(f"Playing {agent.described()} ({agent.folder})")
+    exported = zoo.Exported(agent.folder, agent.algo, agent.env_id, agent.env_kwargs, agent.wrapping)
+    with zoo.playing(exported):
+        yield [*arguments, "--algo", agent.algo]
+
+
+def _agent_to_play(request: Request) -> Agent | None:
+    """The agent of a folder of agents; None: a run's.
+
+    Where nothing says which run, and there is none, it is the agent that ships.
+
+    :raises ValueError: if there is no agent either
+    """
+    flags = request.flags
+    if {"-h", "--help"} & set(request.arguments):
+        return None
+    if flags.shipped is not None:
+        return require_agent(request.env, Path(flags.shipped) if flags.shipped else None)
+    # Who names a folder, a run or one of its models means that run.
+    means_a_run = request.folder != Path(DEFAULT_FOLDER) or flags.exp_id is not None or flags.model_of_run
+    if means_a_run or any((request.folder / request.algo).glob(f"{request.env.replace('/', '-')}_*")):
+        return None
+    none = f"No model found for {request.algo} on {request.env}: there is no run of it in {request.folder}"
+    agent = find_agent(request.env)
+    if agent is None or flags.algo not in (None, agent.algo):
+        raise ValueError(f"{none}, and none ships: {told_of()}")
+    print(f"No run of {request.algo} on {request.env} in {request.folder}: an agent that ships plays.")
+    return agent
 
 
 def record(request: Request) -> None:
     """Film a trained agent, without a display too."""
+    _render_without_display()
+    agent = _agent_to_play(request)
+    # The film takes its own frames; `--no-render` spares rendering each one twice.
+    arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER, "--no-render"]
+    folder = request.flags.output or request.folder / request.algo
+    if agent is not None and request.flags.output is None:  # which is no run, and has no folder of films
+        folder = FILMS_OF_AGENTS
+        arguments += ["-o", folder]
+    with _playing(agent, request) as own:
+        zoo.record(request.program, arguments + own)
+    films = sorted(Path(folder).rglob("*.mp4"), key=lambda film: film.stat().st_mtime)
+    print(f"Film: {films[-1]}" if films else f"No film was written to {folder}")
+
+
+def _render_without_display() -> None:
     if not _has_display():
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # gymnasium's classic control
         os.environ.setdefault("MUJOCO_GL", "egl")
-    # The film takes its own frames; `--no-render` spares rendering each one twice.
-    arguments = ["--algo", DEFAULT_ALGO, "-f", DEFAULT_FOLDER, "--no-render", *request.arguments]
-    zoo.record(request.program, arguments)
-    folder = request.flags.output or request.folder / request.algo
-    films = sorted(Path(folder).rglob("*.mp4"), key=lambda film: film.stat().st_mtime)
-    print(f"Film: {films[-1]}" if films else f"No film was written to {folder}")
 
 
 def _has_display() -> bool:
@@ -142,6 +199,10 @@ def _count_episodes(run: Path) -> int:
 
 
 # For the help of the commands that open somebody's run.
+SHIPPED = (
+    "--shipped [FOLDER] plays the agent that ships for the task, or one of a folder that `package` made; so it is\n"
+    "without, where logs has no run of the task.\n"
+)
 TRUST = (
     "A run's YAML is read as data; its zip and vecnormalize.pkl are unpickled, which runs what code they hold, and\n"
     "env_wrapper and vec_env_wrapper are imported by their names: open runs of people you trust."
@@ -165,13 +226,13 @@ COMMANDS = {
         "run a trained agent and print its scores",
         enjoy,
         "--folder",
-        f"--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.\n{TRUST}",
+        f"--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.\n{SHIPPED}{TRUST}",
     ),
     "record": Command(
         "film a trained agent",
         record,
         "--folder",
-        f"--algo ppo_clip_paper and -f logs are the defaults.\n{TRUST}",
+        f"--algo ppo_clip_paper and -f logs are the defaults.\n{SHIPPED}{TRUST}",
     ),
     "plot": Command(
         "draw training curves into a PNG",
@@ -194,6 +255,8 @@ def show_list() -> None:
     print(_table([(name, ", ".join(zoo.configured_tasks(name))) for name in (*ALGORITHMS, *zoo.PEERS)]))
     print("  (default: any other task; atari: any other Atari game; else rl_zoo3's own)")
     print(f"  in {zoo.data_folder('zoo_configs')}")
+    print("\nTrained agents that ship (`enjoy --env ID --shipped`)")
+    print(_table([_agent_row(agent) for agent in list_agents()] or [("none yet",)]))
 
 
 def _description(algo: str) -> str:
@@ -208,6 +271,10 @@ def _is_ours(spec: gym.envs.registration.EnvSpec) -> bool:
 def _task_row(spec: gym.envs.registration.EnvSpec) -> tuple[str, ...]:
     solved = "" if spec.reward_threshold is None else f"solved at {spec.reward_threshold:g}"
     return spec.id, f"{spec.max_episode_steps} steps", solved
+
+
+def _agent_row(agent: Agent) -> tuple[str, ...]:
+    return agent.env_id, agent.algo, f"mean return {agent.score['mean']:.0f} ± {agent.score['std']:.0f}"
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
@@ -231,6 +298,21 @@ def export(arguments: list[str]) -> int:
     return run_export(f"{PROGRAM} export", arguments, DEFAULT_ALGO, DEFAULT_ENV, DEFAULT_FOLDER)
 
 
+def package(arguments: list[str]) -> int:
+    """Make an agent's folder from a trained run; opens its zip and pickle."""
+    from sb3_ppo_variants.agents.command import main as run_package
+
+    _render_without_display()
+    return run_package(f"{PROGRAM} package", arguments)
+
+
+def push_to_hub(arguments: list[str]) -> int:
+    """Upload a trained run to the Hugging Face Hub by rl_zoo3's own script."""
+    _render_without_display()
+    zoo.push_to_hub(f"{PROGRAM} push-to-hub", arguments)
+    return 0
+
+
 def tune(arguments: list[str]) -> int:
     """Search for settings with optuna, as a job's file says."""
     from sb3_ppo_variants.tuning.command import main as run_tune
@@ -250,8 +332,10 @@ def reproduce(arguments: list[str]) -> int:
 SUMMARIES = {
     **{name: command.summary for name, command in COMMANDS.items()},
     "export": "export a trained agent as files that run no code (opens its zip, which does)",
+    "package": "make a trained run the folder of an agent: exported, scored, filmed (opens its zip)",
+    "push-to-hub": "upload a trained run to the Hugging Face Hub, by rl_zoo3's own script",
     "tune": "search for settings with optuna, in any number of processes",
-    "reproduce": "make the paper's Table 1 and Figs. 1 to 3 anew",
+    "reproduce": "make the paper's Table 1 and Figs. 1 to 5 anew",
     "list": "show algorithms, tasks and configs",
     "demo": "train, evaluate, plot and film the humanoid in a few minutes",
 }
@@ -303,9 +387,11 @@ def _dispatch(command: str, arguments: list[str]) -> int:
     if any(_is_missing(module) for module in (DEMO_MODULES if command == "demo" else ZOO_MODULES)):
         print(f'{PROGRAM} {command} needs the [zoo] extra: pip install "sb3-ppo-variants[zoo]"', file=sys.stderr)
         return WRONG_USAGE
-    if command in ("demo", "tune"):
-        return {"demo": demo, "tune": tune}[command](arguments)
+    if command in ("demo", "package", "tune"):
+        return {"demo": demo, "package": package, "tune": tune}[command](arguments)
     zoo.register()
+    if command == "push-to-hub":
+        return push_to_hub(arguments)
     options = None
     if command == "train":
         options, arguments = read_options(f"{PROGRAM} train", arguments)
@@ -327,7 +413,7 @@ def read_request(command: str, arguments: list[str]) -> Request:
     """Read the few flags that we need to know, and import the user's own task packages."""
     parser = argparse.ArgumentParser(f"{PROGRAM} {command}", add_help=False, allow_abbrev=False)
     short = ("-a", "-e") if command == "plot" else ()
-    parser.add_argument("--algo", *short[:1], default=DEFAULT_ALGO)
+    parser.add_argument("--algo", *short[:1])
     parser.add_argument("--env", *short[1:], default=[DEFAULT_ENV], nargs="+")
     parser.add_argument("-f", COMMANDS[command].folder_flag, dest="folder", default=DEFAULT_FOLDER, type=Path)
     parser.add_argument("--gym-packages", nargs="+", default=[])
@@ -335,12 +421,17 @@ def read_request(command: str, arguments: list[str]) -> Request:
     parser.add_argument("--no-progress", action="store_true")
     parser.add_argument("-o", "--output-folder", "--output", dest="output")
     parser.add_argument("-n", "--n-timesteps", type=int)
+    parser.add_argument("--shipped", nargs="?", const="")
+    parser.add_argument("--exp-id", type=int)
+    for flag in ("--load-best", "--load-last-checkpoint"):
+        parser.add_argument(flag, action="store_true", dest="model_of_run")
+    parser.add_argument("--load-checkpoint", dest="model_of_run")
     flags, _ = parser.parse_known_args(arguments)
     if flags.n_timesteps is not None and flags.n_timesteps != -1:  # -1: what the settings say
         require("--n-timesteps", flags.n_timesteps, "an integer >= 1", lambda value: value >= 1, integer=True)
     for package in flags.gym_packages:
         importlib.import_module(package)
-    return Request(command, flags.algo, flags.env[0], flags.folder, flags, arguments)
+    return Request(command, flags.algo or DEFAULT_ALGO, flags.env[0], flags.folder, flags, arguments)
 
 
 def is_users_mistake(error: Exception) -> bool:

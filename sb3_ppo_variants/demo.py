@@ -12,6 +12,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
+from sb3_ppo_variants.agents.folder import find_agent
+from sb3_ppo_variants.film import film
+
 TASK = "RoboschoolHumanoid-v1"
 # With its module: worker processes that have not imported this package find the task too.
 TASK_ID = f"sb3_ppo_variants:{TASK}"
@@ -19,8 +22,6 @@ EVALUATION_SEEDS = range(1000, 1020)
 # Student's t, two-sided 95 %, 19 degrees of freedom.
 T_95 = 2.093
 FILM_SECONDS = 6.0
-# Every second control step (0.0165 s) is a frame of the film.
-FILM_FPS = 30
 
 N_ENVS = 8
 DEMO_TIMESTEPS = 120_000
@@ -69,23 +70,36 @@ def _episode_return(env: gym.Env, model: Any, normalizer: Any, seed: int) -> flo
     return total
 
 
-def film(model: Any, normalizer: Any, path: Path) -> None:
-    """Write ``FILM_SECONDS`` of the deterministic policy as an MP4, one episode after another."""
-    import imageio.v2 as imageio
+def film_of(model: Any, normalizer: Any | None, path: Path) -> None:
+    """Film ``FILM_SECONDS`` of a deterministic policy; its normaliser, or None where it has its own."""
+    from stable_baselines3.common.vec_env import DummyVecEnv
 
-    env = gym.make(TASK_ID, render_mode="rgb_array")
-    stride = round(env.metadata["render_fps"] / FILM_FPS)
-    observation, _ = env.reset(seed=EVALUATION_SEEDS[0])
-    writer: Any
-    with imageio.get_writer(path, fps=FILM_FPS) as writer:
-        for step in range(int(FILM_SECONDS * FILM_FPS) * stride):
-            if step % stride == 0:
-                writer.append_data(env.render())
-            action, _ = model.predict(normalizer.normalize_obs(observation), deterministic=True)
-            observation, _, terminated, truncated, _ = env.step(action)
-            if terminated or truncated:
-                observation, _ = env.reset()
+    env: Any = DummyVecEnv([lambda: gym.make(TASK_ID, render_mode="rgb_array")])
+    policy = model if normalizer is None else _Normalized(model, normalizer)
+    film(policy, env, path, FILM_SECONDS, EVALUATION_SEEDS[0])
     env.close()
+
+
+class _Normalized(NamedTuple):
+    """A model on raw observations."""
+
+    model: Any
+    normalizer: Any
+
+    def predict(self, observations: Any, deterministic: bool) -> Any:
+        """As SB3's."""
+        return self.model.predict(self.normalizer.normalize_obs(observations), deterministic=deterministic)
+
+
+def show_shipped(path: Path) -> None:
+    """Film the agent that ships for the task, if there is one."""
+    agent = find_agent(TASK)
+    if agent is None:
+        return
+    from sb3_ppo_variants.export import load_policy
+
+    film_of(load_policy(agent.folder, "cpu"), None, path)
+    print(f"Trained for longer, the agent that ships: {agent.described()}\nFilm:  {path}")
 
 
 def draw_curve(timesteps: Sequence[int], returns: Sequence[float], before: Score, after: Score, path: Path) -> None:
@@ -193,9 +207,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print("The intervals do not overlap: it has learnt." if better else "The intervals overlap: train for longer.")
 
     draw_curve(steps, returns, before, after, options.out / "curve.png")
-    film(model, normalizer, options.out / "film.mp4")
+    film_of(model, normalizer, options.out / "film.mp4")
     model.save(options.out / "model.zip")
     normalizer.save(str(options.out / "vecnormalize.pkl"))
     print(f"Curve: {options.out / 'curve.png'}\nFilm:  {options.out / 'film.mp4'}")
     print(f"Model: {options.out / 'model.zip'} (observations normalised by {options.out / 'vecnormalize.pkl'})")
+    show_shipped(options.out / "shipped_agent.mp4")
     return 0

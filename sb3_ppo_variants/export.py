@@ -30,6 +30,7 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtr
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import (
     VecCheckNan,
+    VecEnv,
     VecEnvWrapper,
     VecMonitor,
     VecNormalize,
@@ -129,6 +130,26 @@ class ExportedPolicy:
         :return: the action, ``(*action_shape)`` or ``(B, *action_shape)``, and ``state``
         """
         return self.policy.predict(self.normalize_obs(observation), state, episode_start, deterministic)
+
+    def vec_normalize(self, venv: VecEnv, count: float) -> VecNormalize:
+        """Environments normalised as this policy's were, to train it further.
+
+        :param venv: of the model's observation space
+        :param count: how many observations the statistics stand for, which an export does not hold: the more, the
+            slower they move; the timesteps of the training will do
+        :return: a VecNormalize that learns on; the statistics of the returns begin anew
+        :raises ValueError: if the model had no normaliser, or the count is not allowed
+        """
+        settings = self._description.normalizer
+        if settings is None or not settings.norm_obs:
+            raise ValueError("the policy was trained on observations as they are: it needs no VecNormalize")
+        require("count", count, "a number > 0", lambda value: 0 < value < math.inf)
+        keys = None if settings.norm_obs_keys is None else list(settings.norm_obs_keys)
+        made = VecNormalize(venv, clip_obs=settings.clip_obs, epsilon=settings.epsilon, norm_obs_keys=keys)
+        for key, (mean, variance, _) in self._statistics.items():
+            running = made.obs_rms[key] if isinstance(made.obs_rms, dict) else made.obs_rms
+            running.mean, running.var, running.count = mean.copy(), variance - settings.epsilon, count
+        return made
 
     def graph(self) -> ActionGraph:
         """:meth:`predict` with ``deterministic=True`` as a graph of tensors, for tracers of your own; on the CPU."""

@@ -26,8 +26,8 @@ Export a trained run as policy.json and policy.safetensors, which load without r
 Careful: to do so, this command opens the run's zip and vecnormalize.pkl, and these run whatever code is in them.
 Export your own runs only; ask others for an export instead of a zip."""
 
-_CLASSES = {**{name: f"sb3_ppo_variants.{kind}" for name, kind in ALGORITHMS.items()}, **PEERS}
-_CLASSES["ppo"] = "stable_baselines3.PPO"
+ALGORITHM_CLASSES = {**{name: f"sb3_ppo_variants.{kind}" for name, kind in ALGORITHMS.items()}, **PEERS}
+ALGORITHM_CLASSES["ppo"] = "stable_baselines3.PPO"
 
 
 def main(program: str, arguments: Sequence[str], algo: str, env: str, folder: str) -> int:
@@ -52,14 +52,14 @@ def main(program: str, arguments: Sequence[str], algo: str, env: str, folder: st
     parser.add_argument("--formats", nargs="+", default=["safetensors"], choices=FORMATS, help="safetensors is always")
     parser.add_argument("--load-best", action="store_true", help="the best model of the evaluations, not the last")
     flags = parser.parse_args(arguments)
-    check_names("algorithm", [flags.algo], _CLASSES)
+    check_names("algorithm", [flags.algo], ALGORITHM_CLASSES)
 
     run, name = find_run(flags.folder, flags.algo, flags.env, flags.exp_id)
     model_path = run / ("best_model.zip" if flags.load_best else f"{name}.zip")
     if not model_path.is_file():
         raise ValueError(f"no model found for {flags.algo} on {flags.env}: there is no {model_path}")
     output = flags.output or run / "export"
-    _export(_class_of(flags.algo), model_path, run / name, output, flags.formats)
+    export_run(flags.algo, model_path, run / name, output, flags.formats)
     print(f"Export: {output} ({', '.join(sorted(path.name for path in output.glob('policy.*')))})")
     return 0
 
@@ -86,7 +86,7 @@ def find_run(folder: Path, algo: str, env: str, number: int) -> tuple[Path, str]
 
 
 def _class_of(algo: str) -> Any:
-    module, _, name = _CLASSES[algo].rpartition(".")
+    module, _, name = ALGORITHM_CLASSES[algo].rpartition(".")
     _require_of_zoo(f"--algo {algo}", module.partition(".")[0])
     return getattr(importlib.import_module(module), name)
 
@@ -107,14 +107,24 @@ def _was_normalized(config: Path) -> bool:
     return bool(settings.get("normalize"))
 
 
-def _export(algorithm: Any, model_path: Path, settings: Path, output: Path, formats: Sequence[str]) -> None:
-    """Open a run's files, which are the user's own, and export them."""
+def export_run(
+    algo: str, model_path: Path, settings: Path, output: Path, formats: Sequence[str] = ("safetensors",)
+) -> None:
+    """Open a run's files, which are the user's own, and export them.
+
+    :param algo: a key of ``ALGORITHM_CLASSES``
+    :param model_path: the zip
+    :param settings: the folder of ``config.yml`` and ``vecnormalize.pkl``
+    :param output: the folder to write
+    :param formats: as for :func:`~sb3_ppo_variants.export.export_policy`
+    :raises ValueError: if it cannot be exported
+    """
     from sb3_ppo_variants.export import export_policy
 
     statistics = settings / "vecnormalize.pkl"
     if not statistics.is_file() and _was_normalized(settings / "config.yml"):
         raise ValueError(f"the run was trained with normalised observations or rewards, and there is no {statistics}")
-    model = algorithm.load(model_path, device="cpu")
+    model = _class_of(algo).load(model_path, device="cpu")
     # As VecNormalize.load, which also wants an environment.
     vec_normalize = pickle.loads(statistics.read_bytes()) if statistics.is_file() else None
     export_policy(model, output, formats=formats, vec_normalize=vec_normalize)

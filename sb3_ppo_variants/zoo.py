@@ -15,13 +15,14 @@ import re
 import runpy
 import shutil
 import sys
+import tempfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout, suppress
 from copy import deepcopy
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, schema
@@ -659,6 +660,75 @@ def make_model(
     return made[0]
 
 
+def make_played_env(env_id: str, env_kwargs: Mapping[str, Any], settings: Mapping[str, Any]) -> VecEnv:
+    """One environment as rl_zoo3's enjoy makes it, with raw observations and rewards, in this process.
+
+    :param env_kwargs: of its constructor
+    :param settings: of the run whose agent is to play: what wraps environments and stacks frames
+    """
+    from rl_zoo3.utils import create_test_env
+
+    # Frames are stacked only where there is a folder of statistics; of ours nothing is read.
+    return create_test_env(
+        env_id,
+        stats_path=".",
+        should_render=False,
+        hyperparams={"normalize": False, **schema.read_zoo_settings(settings, expressions=True)},
+        env_kwargs=dict(env_kwargs),
+    )
+
+
+class Exported(NamedTuple):
+    """An exported policy, for rl_zoo3's scripts in place of a run."""
+
+    folder: Path
+    algo: str
+    env_id: str
+    env_kwargs: dict[str, Any]
+    settings: dict[str, Any]
+    """what wraps environments and stacks frames"""
+
+
+@contextmanager
+def playing(exported: Exported) -> Iterator[None]:
+    """Have rl_zoo3's ``enjoy`` and ``record_video`` find and load an exported policy, whatever they are asked for.
+
+    They see a run without normalisation, which is in the policy.
+    """
+    import rl_zoo3.enjoy
+    import rl_zoo3.utils
+    import yaml
+
+    from sb3_ppo_variants.export import load_policy
+
+    class Loader:
+        """Stands for the algorithm's class."""
+
+        @staticmethod
+        def load(path: str, device: str = "auto", **_: Any) -> Any:
+            return load_policy(Path(path).parent, device)
+
+    weights = str(exported.folder / "policy.safetensors")
+    algorithm = rl_zoo3.ALGOS[exported.algo]
+    with tempfile.TemporaryDirectory() as run:
+        name = exported.env_id.replace("/", "-")
+        settings = Path(run, name)
+        settings.mkdir()
+        contents = {"config.yml": exported.settings, "args.yml": {"env_kwargs": exported.env_kwargs or None}}
+        for file, content in contents.items():
+            (settings / file).write_text(yaml.safe_dump(content), encoding="utf-8")
+        places = [(vars(script), script.get_model_path) for script in (rl_zoo3.enjoy, rl_zoo3.utils)]
+        rl_zoo3.ALGOS[exported.algo] = Loader  # type: ignore[assignment]
+        for names, _ in places:
+            names["get_model_path"] = lambda *_: (f"agent-{name}", weights, run)
+        try:
+            yield
+        finally:
+            rl_zoo3.ALGOS[exported.algo] = algorithm
+            for names, original in places:
+                names["get_model_path"] = original
+
+
 def enjoy(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.enjoy`` with these arguments."""
     with _command_line(program, arguments):
@@ -667,14 +737,35 @@ def enjoy(program: str, arguments: list[str]) -> None:
 
 def record(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.record_video``, a script without a function, with these arguments."""
+    _run_script("rl_zoo3.record_video", program, arguments)
 
+
+def _run_script(module: str, program: str, arguments: list[str]) -> None:
     def import_(name: str, *rest: Any, **keywords: Any) -> Any:
         return _SafeYaml() if name == "yaml" else builtins.__import__(name, *rest, **keywords)
 
     # The script imports PyYAML itself. Its own statements alone see this; what they import is left as it is.
     own_builtins = {**vars(builtins), "__import__": import_}
     with _command_line(program, arguments):
-        runpy.run_module("rl_zoo3.record_video", {"__builtins__": own_builtins}, "__main__")
+        runpy.run_module(module, {"__builtins__": own_builtins}, "__main__")
+
+
+def push_to_hub(program: str, arguments: list[str]) -> None:
+    """Run ``rl_zoo3.push_to_hub``, a script without a function, with these arguments.
+
+    It imports ``generate_metadata`` from the Hub's integration, which since its version 3.2 calls it
+    ``_generate_metadata`` and has it return an object in place of a dict.
+    """
+    # Of the same name as the function that the package imports from it.
+    integration: Any = importlib.import_module("huggingface_sb3.push_to_hub")
+    if not hasattr(integration, "generate_metadata"):
+
+        def generate_metadata(*values: Any) -> dict[str, Any]:
+            made: dict[str, Any] = integration._generate_metadata(*values).to_dict()
+            return made
+
+        integration.generate_metadata = generate_metadata
+    _run_script("rl_zoo3.push_to_hub", program, arguments)
 
 
 def plot(program: str, arguments: list[str], picture: Path) -> None:

@@ -42,7 +42,19 @@ def only_error_line(capsys: pytest.CaptureFixture[str]) -> str:
 def test_help_names_every_command(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 0
     printed = capsys.readouterr().out
-    for command in ("train", "enjoy", "record", "plot", "list", "demo", "export", "tune", "reproduce"):
+    for command in (
+        "train",
+        "enjoy",
+        "record",
+        "plot",
+        "list",
+        "demo",
+        "export",
+        "package",
+        "push-to-hub",
+        "tune",
+        "reproduce",
+    ):
         assert re.search(rf"^  {command} ", printed, re.MULTILINE)
 
 
@@ -79,7 +91,7 @@ def test_list_needs_no_extra_and_shows_everything(capsys: pytest.CaptureFixture[
     assert len(starts) == 1
 
 
-@pytest.mark.parametrize("command", ["train", "enjoy", "record", "plot", "demo"])
+@pytest.mark.parametrize("command", ["train", "enjoy", "record", "plot", "demo", "package", "push-to-hub"])
 @pytest.mark.usefixtures("_no_extra")
 def test_what_needs_the_extra_says_so_in_one_sentence(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([command]) == 2
@@ -246,6 +258,7 @@ def test_enjoy_renders_where_there_is_a_display(display: str, renders: bool, mon
     handed: list[list[str]] = []
     monkeypatch.setattr(zoo, "enjoy", lambda _program, arguments: handed.append(arguments))
     monkeypatch.setenv("DISPLAY", display)
+    Path("logs/ppo_clip_paper/CartPole-v1_1").mkdir(parents=True)  # a run, or there would be none to enjoy
     assert cli.main(["enjoy"]) == 0
     assert ("--no-render" not in handed[0]) == renders
 

@@ -98,6 +98,18 @@ def test_only_the_command_line_knows_the_reproduction() -> None:
         assert not {"optuna", "rl_zoo3"} & top_levels(path), path
 
 
+def test_agents_stand_on_the_zoo_and_their_folder_is_read_without_torch() -> None:
+    paths = list((PACKAGE / "agents").glob("*.py"))
+    assert len(paths) > 5
+    for path in paths:
+        imported = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sb3_ppo_variants.")}
+        assert not imported & {"cli", "reproduce", "tuning", "many", "on_policy"}, path
+    code = (
+        "import sys, sb3_ppo_variants.agents.folder; sys.exit(bool({'torch', 'yaml', 'pybullet'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_only_zoo_knows_rl_zoo3() -> None:
     knowing = {path.name for path in PACKAGE.rglob("*.py") if "rl_zoo3" in top_levels(path)}
     assert knowing <= {"zoo.py"}

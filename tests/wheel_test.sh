@@ -17,5 +17,13 @@ mkdir "$room/empty" && cd "$room/empty"
 "$room/venv/bin/ppo-variants" train --algo ppo_clip_paper --env CartPole-v1 -n 20000 --no-progress
 "$room/venv/bin/ppo-variants" plot --algo ppo_clip_paper --env CartPole-v1
 "$room/venv/bin/ppo-variants" record --algo ppo_clip_paper --env CartPole-v1 -n 50
+"$room/venv/bin/ppo-variants" package --run logs/ppo_clip_paper/CartPole-v1_1 --episodes 2
+"$room/venv/bin/ppo-variants" enjoy --env CartPole-v1 --shipped trained_agents -n 50
+shipped=$("$room/venv/bin/python" -c "from sb3_ppo_variants.agents.folder import shipped_agents; print(shipped_agents())")
+test -f "$shipped/README.md" || { echo "trained_agents is not in the wheel"; exit 1; }
+for agent in "$shipped"/*/agent.json; do
+    [ -e "$agent" ] || continue  # there is none yet
+    "$room/venv/bin/ppo-variants" enjoy --env "$(basename "$(dirname "$agent")")" --shipped -n 50
+done
 find . -name 'CartPole-v1.zip' | grep -q . || { echo "no model was saved"; exit 1; }
 echo "wheel: ok"

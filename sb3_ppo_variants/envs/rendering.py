@@ -296,6 +296,20 @@ class Camera:
         return 1.0 - SHADE * np.sqrt(shade)
 
 
+def is_in_view(point: tuple[float, float, float], robot: tuple[float, float], width: int, height: int) -> bool:
+    """Whether a point is in the frame that shows the robot.
+
+    :param point: (x, y, z), m.
+    :param robot: (x, y) of its root, m.
+    :param width: of the frame, pixels.
+    :param height: of the frame, pixels.
+    """
+    projection = pybullet.computeProjectionMatrixFOV(FIELD_OF_VIEW, width / height, NEAR, FAR)
+    view, lens = (np.reshape(matrix, (4, 4)).T for matrix in (_view(*robot), projection))
+    clip = lens @ view @ np.array([*point, 1.0])
+    return bool(np.all(np.abs(clip[:3]) < clip[3]))
+
+
 def require_egl() -> None:
     """Check that `load_egl` works here.
 

@@ -1,4 +1,4 @@
-"""``ppo-variants reproduce``: the paper's Table 1 and Figs. 1 to 3."""
+"""``ppo-variants reproduce``: the paper's Table 1 and Figs. 1 to 5."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 DESCRIPTION = """\
-Make the paper's Table 1 and Figs. 1 to 3 anew. What has been trained stays in a folder of results, and is not trained
+Make the paper's Table 1 and Figs. 1 to 5 anew. What has been trained stays in a folder of results, and is not trained
 again: a command that is interrupted, or killed, goes on where it was, and with complete results only draws. Any number
 of processes, on any machines that share the folder, may work on it at the same time."""
+MODULES_TO_DRAW = ("matplotlib",)
+"""what the figures of trained agents need"""
 MODULES = ("mujoco", "matplotlib", "rliable", "scipy", "filelock", "sb3_contrib")
 NEEDS = 'needs the [reproduce] extra: pip install "sb3-ppo-variants[reproduce]"'
 OUTPUT = "reproduction"
@@ -30,7 +32,8 @@ def main(program: str, arguments: Sequence[str]) -> int:
     :raises ValueError: for whatever is wrong with the arguments or the results
     """
     flags = vars(_parser(program).parse_args(arguments))
-    missing = [name for name in MODULES if importlib.util.find_spec(name) is None]
+    needed = MODULES_TO_DRAW if flags["command"] in ("figure4", "figure5") else MODULES
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{program} {NEEDS}; there is no {missing[0]}")
     from sb3_ppo_variants.processes import WorkerError
@@ -55,6 +58,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         "figure1": "one term of L^CLIP against the probability ratio",
         "figure2": "objectives between the policies before and after the first update on Hopper",
         "figure3": "clip PPO and five other algorithms on seven tasks: curves",
+        "figure4": "learning curves on the humanoids, of the runs whose curves are kept with the agents",
+        "figure5": "frames of a flagrun agent that reaches a flag and turns to the next",
     }
     for name, summary in summaries.items():
         command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
@@ -64,6 +69,8 @@ def _parser(program: str) -> argparse.ArgumentParser:
         )
         if name in ("table1", "figure3"):
             _add_training_flags(command)
+        if name in ("figure4", "figure5"):
+            _add_agents_flags(command, name)
         if name == "figure2":
             command.add_argument("--seeds", type=int, nargs="+", metavar="SEED", default=argparse.SUPPRESS)
     return parser
@@ -84,6 +91,18 @@ def _add_training_flags(command: argparse.ArgumentParser) -> None:
         default=left_out,
         help="of results, to read and to write (those that ship, and new ones in reproduction/results)",
     )
+
+
+def _add_agents_flags(command: argparse.ArgumentParser, name: str) -> None:
+    left_out: Any = argparse.SUPPRESS
+    command.add_argument(
+        "--agents", type=Path, metavar="FOLDER", default=left_out, help="of trained agents (those that ship)"
+    )
+    if name == "figure4":
+        command.add_argument("--tasks", nargs="+", metavar="ID", default=left_out, help="(the three -v1)")
+    else:
+        command.add_argument("--task", metavar="ID", default=left_out, help="(RoboschoolHumanoidFlagrun-v1)")
+        command.add_argument("--episodes", type=int, metavar="N", default=left_out, help="to search for a turn (20)")
 
 
 def _with_quick(flags: dict[str, Any], quick: dict[str, Any]) -> dict[str, Any]:
@@ -120,10 +139,33 @@ def _figure3(flags: dict[str, Any]) -> int:
     return _told(figure.files)
 
 
+def _figure4(flags: dict[str, Any]) -> int:
+    from sb3_ppo_variants.reproduce import figure4
+
+    figure = figure4.figure4(**flags)
+    print(figure4.described(figure))
+    return _told(figure.files)
+
+
+def _figure5(flags: dict[str, Any]) -> int:
+    from sb3_ppo_variants.reproduce.figure5 import figure5
+
+    turn, files = figure5(**flags)
+    print(f"A flag is reached in step {turn.step} of the episode from seed {turn.seed}.")
+    return _told(files)
+
+
 def _told(files: Sequence[Path]) -> int:
     for path in files:
         print(f"File: {path}")
     return 0
 
 
-_COMMANDS = {"table1": _table1, "figure1": _figure1, "figure2": _figure2, "figure3": _figure3}
+_COMMANDS = {
+    "table1": _table1,
+    "figure1": _figure1,
+    "figure2": _figure2,
+    "figure3": _figure3,
+    "figure4": _figure4,
+    "figure5": _figure5,
+}

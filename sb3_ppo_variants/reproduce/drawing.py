@@ -120,7 +120,7 @@ def _draw_task(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style], alph
                     fontsize=6,
                     ha="right",
                 )
-    axes.xaxis.set_major_formatter(_thousands)
+    axes.xaxis.set_major_formatter(thousands)
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.25, linewidth=0.5)
 
@@ -143,7 +143,8 @@ def curve_points(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     return ends, np.array(values)
 
 
-def _thousands(value: float, _position: Any = None) -> str:
+def thousands(value: float, _position: Any = None) -> str:
+    """A number of timesteps at an axis."""
     if value == 0:
         return "0"
     return f"{value / 1e6:g}M" if value >= 1e6 else f"{value / 1e3:g}k"

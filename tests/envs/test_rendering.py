@@ -2,6 +2,7 @@
 
 import subprocess
 from collections.abc import Callable, Iterator
+from math import cos, radians, sin
 from pathlib import Path
 from typing import Any
 
@@ -160,3 +161,16 @@ def test_sb3_films_a_vectorised_environment(env_id: str, vec_env_class: Any, tmp
 
     record(vec_env_class([make, make]), tmp_path)
     assert_films(tmp_path, STEPS + 1)  # one above the other
+
+
+@pytest.mark.parametrize(
+    ("bearing", "seen"), [(0, True), (20, True), (-20, True), (40, False), (90, False), (180, False)]
+)
+def test_what_is_in_view_is_ahead_of_the_camera(bearing: float, seen: bool) -> None:
+    """A square frame of 45° shows 22.5° to each side of the camera's heading, which is YAW to the left of y.
+
+    At 50 m it matters little that the camera stands 3.3 m behind the robot.
+    """
+    angle = radians(90 + rendering.YAW + bearing)
+    point = (3.0 + 50.0 * cos(angle), -2.0 + 50.0 * sin(angle), rendering.LOOK_AT_HEIGHT)
+    assert rendering.is_in_view(point, (3.0, -2.0), 100, 100) == seen
