@@ -220,7 +220,8 @@ COMMANDS = {
         "A run of our algorithms keeps resume bundles in <run>/bundles, one a minute (--bundle-interval SECONDS):\n"
         "  --resume RUN          go on with the run in this folder as if nothing had happened\n"
         "  --until N             … and on to N timesteps; its schedules stay as they were\n"
-        "  --stretch-schedules   … and run over the new number of timesteps",
+        "  --stretch-schedules   … and run over the new number of timesteps\n\n"
+        "--start-from AGENT begins a run with the weights and the normaliser of an exported or a shipped agent.",
     ),
     "enjoy": Command(
         "run a trained agent and print its scores",

@@ -146,10 +146,43 @@ class ExportedPolicy:
         require("count", count, "a number > 0", lambda value: 0 < value < math.inf)
         keys = None if settings.norm_obs_keys is None else list(settings.norm_obs_keys)
         made = VecNormalize(venv, clip_obs=settings.clip_obs, epsilon=settings.epsilon, norm_obs_keys=keys)
-        for key, (mean, variance, _) in self._statistics.items():
-            running = made.obs_rms[key] if isinstance(made.obs_rms, dict) else made.obs_rms
-            running.mean, running.var, running.count = mean.copy(), variance - settings.epsilon, count
+        self._hand_on_statistics(made, count)
         return made
+
+    def start(self, model: BaseAlgorithm, count: float = 1e6) -> None:
+        """Let a new model begin with this policy's weights and with the statistics of its observations.
+
+        Its optimiser, schedules and statistics of returns begin anew.
+
+        :param model: with networks and spaces as this policy's, and a ``VecNormalize`` of observations if it had one
+        :param count: as of :meth:`vec_normalize`
+        :raises ValueError: if the model is not such, or the count is not allowed; the model is then as it was
+        """
+        require("count", count, "a number > 0", lambda value: 0 < value < math.inf)
+        for name in ("observation_space", "action_space"):
+            ours, theirs = getattr(self, name), getattr(model, name)
+            if ours.shape != theirs.shape or type(ours) is not type(theirs):
+                raise ValueError(f"model must have an {name} as the policy's, {ours}; it has {theirs}")
+        normalizer = model.get_vec_normalize_env()
+        normalizes = normalizer is not None and normalizer.norm_obs
+        if normalizes != bool(self._statistics):
+            seen = "normalised" if self._statistics else "as they are"
+            raise ValueError(f"model must take observations as the policy does, {seen}, by its VecNormalize or none")
+        before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+        try:
+            model.policy.load_state_dict(self.policy.state_dict())
+        except RuntimeError as error:  # of which torch has loaded a part
+            model.policy.load_state_dict(before)
+            raise ValueError(f"model must have networks as the policy's: {error}") from None
+        if normalizer is not None and normalizes:
+            self._hand_on_statistics(normalizer, count)
+
+    def _hand_on_statistics(self, normalizer: VecNormalize, count: float) -> None:
+        assert self._description.normalizer is not None
+        epsilon = self._description.normalizer.epsilon
+        for key, (mean, variance, _) in self._statistics.items():
+            running = normalizer.obs_rms[key] if isinstance(normalizer.obs_rms, dict) else normalizer.obs_rms
+            running.mean, running.var, running.count = mean.copy(), variance - epsilon, count
 
     def graph(self) -> ActionGraph:
         """:meth:`predict` with ``deterministic=True`` as a graph of tensors, for tracers of your own; on the CPU."""

@@ -29,6 +29,7 @@ RESUME_FLAGS = (
 SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
 LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
+START_FLAG = (("--start-from",),)
 
 
 class RunOptions(NamedTuple):
@@ -43,6 +44,8 @@ class RunOptions(NamedTuple):
     """of the run to resume; None: as the config says"""
     kept: list[str]
     """the arguments of which a later process makes the same run"""
+    start_from: Path | None = None
+    """an agent whose weights a new run begins with"""
 
 
 class Run(NamedTuple):
@@ -63,22 +66,30 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     parser.add_argument("--until", type=int)
     parser.add_argument("--stretch-schedules", action="store_true")
     parser.add_argument("--bundle-interval", type=float)
+    parser.add_argument(*START_FLAG[0], type=Path)
     flags, rest = parser.parse_known_args(list(arguments))
     require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
     allowed = "a number of seconds >= 0"
     require("--bundle-interval", flags.bundle_interval, allowed, lambda value: 0 <= value < 1e9, optional=True)
     settings, kept = None, rest
+    if flags.start_from is not None:
+        kept = [*rest, *START_FLAG[0], str(flags.start_from.absolute())]
     if flags.resume is not None:
+        if flags.start_from is not None:
+            rest = [*START_FLAG[0], *rest]  # refused as any flag that is the run's
         run = read_run(flags.resume)
         settings, kept = run.settings, run.arguments
-        rest = run.arguments + _require_resume_flags(program, rest)
+        flags.start_from = parser.parse_known_args(kept)[0].start_from
+        rest = without_flags(START_FLAG, kept) + _require_resume_flags(program, rest)
     elif flags.until is not None or flags.stretch_schedules:
         flag = "--until" if flags.until is not None else "--stretch-schedules"
         raise ValueError(f"{flag} goes with --resume; a new run's length is -n")
     if flags.until is not None:
         length = ["-n", str(flags.until)]
         kept, rest = without_flags(LENGTH_FLAGS, kept) + length, rest + length
-    options = RunOptions(flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, kept)
+    options = RunOptions(
+        flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, kept, flags.start_from
+    )
     return options, rest
 
 

@@ -291,13 +291,27 @@ class _OurExperiments(ExperimentManager):
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
         is_new = not Path(self.save_path).exists()
         try:
-            return super().setup_experiment()
+            made = super().setup_experiment()
+            self._start_from_agent(made)
+            return made
         except Exception:
             for env in self._opened:
                 env.close()
             if is_new:
                 shutil.rmtree(self.save_path, ignore_errors=True)
             raise
+
+    def _start_from_agent(self, made: Any) -> None:
+        """Give a new run's model the weights of the agent that ``--start-from`` names."""
+        options = self.run_options
+        if made is None or options is None or options.start_from is None or self._goes_on:
+            return
+        from sb3_ppo_variants.export import load_policy
+
+        if self.algo not in ALGORITHMS:
+            raise ValueError(f"--start-from is for our algorithms ({', '.join(ALGORITHMS)}); got {self.algo}")
+        load_policy(options.start_from, "cpu").start(made[0])
+        print(f"Starting from the agent in {options.start_from}")
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """As rl_zoo3's, but ``--trial-id 0`` is a trial too: rl_zoo3 tests whether the number is true.

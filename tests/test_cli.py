@@ -12,10 +12,11 @@ from pathlib import Path
 
 import gymnasium as gym
 import pytest
+import torch as th
 import yaml
 
 import sb3_ppo_variants
-from sb3_ppo_variants import ALGORITHMS, BundleWarning, PPOClipPaper, cli, demo, zoo
+from sb3_ppo_variants import ALGORITHMS, BundleWarning, PPOClipPaper, cli, demo, load_policy, zoo
 
 QUIET = ["--eval-freq", "-1", "--verbose", "0", "--no-progress"]
 SHORT_TRAINING = ["-n", "256", "-params", "n_steps:64", "n_envs:2", "batch_size:64", *QUIET]
@@ -344,9 +345,40 @@ def test_a_killed_run_is_resumed_and_extended(
     assert len(rows("progress.csv")) == 1 + 4
 
 
+def test_a_run_starts_from_an_agent_and_so_does_its_resumption(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["train", *SHORT_TRAINING, "--seed", "1"]) == 0
+    assert cli.main(["export", "--env", "CartPole-v1", "-o", "agent"]) == 0
+    expected = load_policy("agent").policy.state_dict()
+    begun_with = []
+    train = PPOClipPaper.train
+
+    def notes(self: PPOClipPaper) -> None:
+        begun_with.append({name: tensor.clone() for name, tensor in self.policy.state_dict().items()})
+        if len(begun_with) == 1:
+            raise MemoryError("no memory")
+        train(self)
+
+    monkeypatch.setattr(PPOClipPaper, "train", notes)
+    with pytest.raises(MemoryError):
+        cli.main(["train", *SHORT_TRAINING, "--seed", "2", "--start-from", "agent"])
+    assert "Starting from the agent in agent" in capsys.readouterr().out
+    # Killed before its first update, it begins anew.
+    for path in Path("logs/ppo_clip_paper/CartPole-v1_2/bundles").glob("*"):
+        path.unlink()
+    assert cli.main(["train", "--resume", "logs/ppo_clip_paper/CartPole-v1_2"]) == 0
+    for begun in begun_with[:2]:
+        assert all(th.equal(tensor, expected[name]) for name, tensor in begun.items())
+    kept = json.loads(Path("logs/ppo_clip_paper/CartPole-v1_2/run.json").read_text())["arguments"]
+    assert kept.count("--start-from") == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--start-from", "nowhere"], "nowhere"),
+        (["--resume", "run", "--start-from", "agent"], "--start-from cannot be given with --resume"),
         (["--resume", "nowhere"], "--resume must name the folder of a run, which has a run.json; got nowhere"),
         (["--until", "5"], "--until goes with --resume"),
         (["--stretch-schedules"], "--stretch-schedules goes with --resume"),

@@ -184,6 +184,54 @@ def test_statistics_may_be_given(tmp_path: Path) -> None:
     assert_same_actions(load_policy(tmp_path).predict(raw, deterministic=True)[0], expected)
 
 
+# ------------------------------------------------------------------ a new training from a loaded policy
+
+
+def with_other_weights(case: Case) -> Any:
+    model = make_model(case)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.mul_(-0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", ["box", "normalized", "normalized dict"])
+def test_a_new_model_starts_as_the_policy(name: str, tmp_path: Path) -> None:
+    trained, fresh = make_model(CASES[name]), with_other_weights(CASES[name])
+    export_policy(trained, tmp_path)
+    raw = observations(CASES[name].observations, 8)
+    expected = trained.predict(seen_by(trained, raw), deterministic=True)[0]
+    load_policy(tmp_path).start(fresh, count=100.0)
+    assert_same_actions(fresh.predict(seen_by(fresh, raw), deterministic=True)[0], expected)
+    for one, other in zip(fresh.policy.parameters(), trained.policy.parameters(), strict=True):
+        assert th.equal(one, other)
+    normalizer = unwrap_vec_normalize(fresh.get_env())
+    if normalizer is not None:
+        statistics: Any = normalizer.obs_rms
+        counts = [each.count for each in statistics.values()] if isinstance(statistics, dict) else [statistics.count]
+        assert counts == [100.0]
+        assert normalizer.ret_rms.count == pytest.approx(40)  # its own
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        (Case(observations=spaces.Box(-1, 1, (4,))), "model must have an observation_space as the policy's"),
+        (Case(actions=spaces.Discrete(2)), "model must have an action_space as the policy's"),
+        (Case(normalize={}), "as they are, by its VecNormalize or none"),
+        (Case(policy_kwargs={"net_arch": [5]}), "model must have networks as the policy's"),
+        (Case(policy_kwargs={"net_arch": {"pi": [64, 64], "vf": [5]}}), "model must have networks as the policy's"),
+    ],
+)
+def test_another_model_is_left_as_it_was(case: Case, message: str, tmp_path: Path) -> None:
+    export_policy(make_model(CASES["box"]), tmp_path)
+    model = with_other_weights(case)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path).start(model)
+    assert all(th.equal(*pair) for pair in zip(model.policy.parameters(), before, strict=True))
+
+
 # ------------------------------------------------------------------ what a loaded policy offers
 
 
