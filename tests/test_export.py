@@ -210,7 +210,7 @@ def test_a_new_model_starts_as_the_policy(name: str, tmp_path: Path) -> None:
         statistics: Any = normalizer.obs_rms
         counts = [each.count for each in statistics.values()] if isinstance(statistics, dict) else [statistics.count]
         assert counts == [100.0]
-        assert normalizer.ret_rms.count == pytest.approx(40)  # its own
+        assert normalizer.ret_rms.count == pytest.approx(40, abs=0.01)  # its own
 
 
 @pytest.mark.parametrize(
