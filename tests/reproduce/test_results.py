@@ -323,3 +323,11 @@ def test_two_workers_one_of_which_is_killed(tmp_path: Path) -> None:
 def test_workers_must_be_a_number(tmp_path: Path, workers: Any) -> None:
     with pytest.raises(ValueError, match=r"workers must be an integer >= 1"):
         run_blocks("test", selection_of(), Results(tmp_path, STEPS), workers, pretend)
+
+
+def test_what_is_missing_is_shared_among_the_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One task's runs would otherwise be one block, and all workers but one idle."""
+    selection = selected(TABLE_1_SETTINGS, ["Hopper-v5"], None, range(3), STEPS)
+    run_blocks("test", selection, Results(tmp_path, STEPS), workers=2, train=pretend)
+    assert "[test] 33 runs of 5,000 timesteps to do, in 2 blocks" in capsys.readouterr().out
+    assert not Results(tmp_path, STEPS).missing(selection.runs())
