@@ -360,16 +360,39 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         self._set_up_kl()
 
     def _set_up_symmetry(self) -> None:
-        self._symmetric: SymmetricNetworks | None = None
+        self._symmetric_networks: SymmetricNetworks | None = None
         if self.mirror_symmetry is False:
             return
         check_policy(self.policy)
+        normalizer = self._vec_normalize_env
+        if normalizer is not None and normalizer.observation_space.shape != self.observation_space.shape:
+            raise ValueError("mirror_symmetry must be False where VecNormalize has observations of another shape")
         if self.mirror_symmetry is True:  # from a zip it comes as it was read
             self.mirror_symmetry = symmetry_of(self.env)
-        symmetry = read_symmetry(self.mirror_symmetry, self.observation_space, self.action_space)
-        self.mirror_symmetry = symmetry
-        self._symmetric = SymmetricNetworks(self.policy, symmetry)
-        self._symmetric.begin()
+        self.mirror_symmetry = read_symmetry(self.mirror_symmetry, self.observation_space, self.action_space)
+        self._symmetric_networks = SymmetricNetworks(self.policy, self.mirror_symmetry)
+        self._symmetric_networks.begin()
+
+    def _symmetric(self) -> SymmetricNetworks | None:
+        """What keeps the networks symmetric, of the policy as it is now; None where nothing does.
+
+        :raises ValueError: if a callback has replaced the policy by one that is not symmetric
+        """
+        if not isinstance(self.mirror_symmetry, MirrorSymmetry):
+            return None
+        if self._symmetric_networks is None or self._symmetric_networks.policy is not self.policy:
+            self._symmetric_networks = SymmetricNetworks(self.policy, self.mirror_symmetry)
+            self._symmetric_networks.require_symmetric()
+        return self._symmetric_networks
+
+    def set_parameters(self, *arguments: Any, **keywords: Any) -> None:
+        """As SB3's.
+
+        :raises ValueError: also for weights that are not symmetric, where ``mirror_symmetry`` asks for such
+        """
+        super().set_parameters(*arguments, **keywords)
+        if (symmetric := self._symmetric()) is not None:
+            symmetric.require_symmetric()
 
     def _set_up_log_std(self) -> None:
         if self.log_std_schedule is None:
@@ -394,7 +417,7 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         return self.needs_kl or self.stepsize_kl_target is not None
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_compiled", "_cannot_compile", "_symmetric"]
+        return [*super()._excluded_save_params(), "_compiled", "_cannot_compile", "_symmetric_networks"]
 
     def _check_arguments(self) -> None:
         """Raise a ValueError that names the first argument outside its range; also runs when a zip is loaded."""
@@ -619,10 +642,16 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
 
     def _symmetrize_normalizer(self) -> None:
         """Let observations be normalised symmetrically, where the networks are symmetric."""
-        normalizer = self._vec_normalize_env
-        if self._symmetric is None or normalizer is None or not (normalizer.norm_obs and normalizer.training):
+        normalizer, symmetry = self._vec_normalize_env, self.mirror_symmetry
+        if not isinstance(symmetry, MirrorSymmetry) or normalizer is None:
             return
-        symmetrize_statistics(normalizer.obs_rms, self._symmetric.symmetry.observation)  # type: ignore[arg-type]
+        if not (normalizer.norm_obs and normalizer.training):
+            return
+        seen: Any = normalizer.get_original_obs()
+        is_as_normalized = np.array_equal(normalizer.normalize_obs(seen), self._last_obs)  # type: ignore[arg-type]
+        symmetrize_statistics(normalizer.obs_rms, symmetry.observation)  # type: ignore[arg-type]
+        if is_as_normalized:  # what the next rollout begins with, as where the run is resumed here
+            self._last_obs = normalizer.normalize_obs(seen)
 
     # ---------------------------------------------------------------- learning
 
@@ -647,8 +676,8 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         with undone_on_divergence(self.policy), self._naming_divergence():
             self._run_epochs(evaluator, rollout, constants, metrics)
             self.policy.set_training_mode(False)
-            if self._symmetric is not None:
-                self._symmetric.project_weights()
+            if (symmetric := self._symmetric()) is not None:
+                symmetric.project_weights()
             kl = rollout.mean_kl(evaluator) if rollout.has_reference else math.nan
             means = metrics.means()
             self._check_for_divergence(means, kl)
@@ -855,8 +884,8 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         return True
 
     def _clip_and_step(self, steps: OptimizerSteps) -> None:
-        if self._symmetric is not None:
-            self._symmetric.project_gradients()
+        if (symmetric := self._symmetric()) is not None:
+            symmetric.project_gradients()
         if self.max_grad_norm is not None:
             th.nn.utils.clip_grad_norm_(self.policy.parameters(), self.max_grad_norm)
         steps.step()

@@ -20,6 +20,7 @@ from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -55,10 +56,10 @@ def symmetry_of(env: VecEnv | None) -> Any:
 
     :raises ValueError: if they tell nothing
     """
-    try:
-        return None if env is None else env.get_attr("mirror_symmetry", 0)[0]
-    except AttributeError:
-        raise ValueError("mirror_symmetry=True needs an environment with an attribute mirror_symmetry") from None
+    # Asked for what it does not have, a worker process of SubprocVecEnv would end.
+    if env is None or not env.has_attr("mirror_symmetry"):
+        raise ValueError("mirror_symmetry=True needs an environment with an attribute mirror_symmetry")
+    return env.get_attr("mirror_symmetry", 0)[0]
 
 
 def read_symmetry(value: Any, observation_space: spaces.Space[Any], action_space: spaces.Space[Any]) -> MirrorSymmetry:
@@ -112,7 +113,8 @@ class SymmetricNetworks:
     """
 
     def __init__(self, policy: ActorCriticPolicy, symmetry: MirrorSymmetry):
-        self.symmetry = symmetry
+        check_policy(policy)
+        self.policy = policy
         self._projections: list[_Projection] = []
         device = policy.device
         extractor = policy.mlp_extractor
@@ -137,6 +139,18 @@ class SymmetricNetworks:
         """Make freshly drawn weights symmetric, and as large as they were."""
         for projection in self._projections:
             projection.begin()
+
+    @th.no_grad()
+    def require_symmetric(self) -> None:
+        """Check weights that come from elsewhere.
+
+        :raises ValueError: if they are not symmetric
+        """
+        for parameter, apply in ((each.parameter, each.apply) for each in self._projections):
+            symmetric = parameter.detach().clone()
+            apply(symmetric)
+            if not th.allclose(symmetric, parameter, rtol=1e-4, atol=1e-5, equal_nan=True):
+                raise ValueError("mirror_symmetry must be False: the policy has weights that are not symmetric")
 
     @th.no_grad()
     def project_gradients(self) -> None:
@@ -201,8 +215,8 @@ def _reason_against(policy: Any) -> str | None:
         return f"it is for observations that are vectors, not {space}"
     if type(policy.action_dist) is not DiagGaussianDistribution or len(policy.action_space.shape or ()) != 1:
         return f"it is for Gaussian actions that are vectors, not {policy.action_space} with {type(policy.action_dist)}"
-    if policy.features_dim != math.prod(space.shape):
-        return "the features extractor must hand observations on as they are"
+    if type(policy.features_extractor) is not FlattenExtractor:
+        return f"features_extractor_class must be FlattenExtractor; got {type(policy.features_extractor).__name__}"
     modules = (policy.mlp_extractor.policy_net, policy.mlp_extractor.value_net)
     for module in (each for network in modules for each in network):
         if not isinstance(module, (nn.Linear, *_POINTWISE)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ import pytest
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, VanillaPGPaper
+from sb3_ppo_variants import BundleError, BundleWarning, PPOAdaptiveKLPaper, PPOClipPaper, VanillaPGPaper
 from sb3_ppo_variants.symmetry import SignedPermutation, symmetrize_statistics
 
 # Components 1 and 2 are a right and a left one, 3 points sideways; of the actions, 0 and 1 are right and left.
@@ -53,6 +55,14 @@ class Untold(Lopsided):
     mirror_symmetry = property()
 
 
+class Learned(FlattenExtractor):
+    """An extractor with weights, whose features are as many as the observations."""
+
+    def __init__(self, space: spaces.Box):
+        super().__init__(space)
+        self.layer = th.nn.Linear(4, 4)
+
+
 def trained(algorithm: type[Any] = PPOClipPaper, env: Any = None, **settings: Any) -> Any:
     arguments: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 3, "seed": 0, "mirror_symmetry": True}
     env = VecNormalize(DummyVecEnv([Lopsided] * 2)) if env is None else env
@@ -70,6 +80,13 @@ def means_and_values(model: Any, raw: np.ndarray) -> tuple[np.ndarray, np.ndarra
         )
 
 
+def assert_symmetric(model: Any) -> None:
+    means, values = means_and_values(model, RAW)
+    mirrored_means, mirrored_values = means_and_values(model, OBSERVATION.apply(RAW))
+    np.testing.assert_allclose(mirrored_means, ACTION.apply(means), atol=1e-5)
+    np.testing.assert_allclose(mirrored_values, values, atol=1e-5)
+
+
 RAW = np.random.default_rng(0).normal(size=(200, 4)) * 3
 
 
@@ -77,10 +94,8 @@ RAW = np.random.default_rng(0).normal(size=(200, 4)) * 3
 @pytest.mark.parametrize("settings", [{}, {"weight_init": "normc", "policy_kwargs": {"activation_fn": th.nn.ReLU}}])
 def test_mirrored_states_get_mirrored_actions_and_equal_values(algorithm: type[Any], settings: dict[str, Any]) -> None:
     model = trained(algorithm, **settings)
+    assert_symmetric(model)
     means, values = means_and_values(model, RAW)
-    mirrored_means, mirrored_values = means_and_values(model, OBSERVATION.apply(RAW))
-    np.testing.assert_allclose(mirrored_means, ACTION.apply(means), atol=1e-5)
-    np.testing.assert_allclose(mirrored_values, values, atol=1e-5)
     log_std = model.policy.log_std.detach().numpy()
     assert log_std[0] == log_std[1] != 0.0
     assert np.abs(means).max() > 0.01
@@ -110,7 +125,7 @@ def test_the_projected_gradient_is_that_of_the_samples_and_their_mirror_images()
     images = OBSERVATION.apply(observations).astype(np.float32), ACTION.apply(actions).astype(np.float32)
     expected = gradient((observations, actions), images)
     alone = gradient((observations, actions))
-    model._symmetric.project_gradients()
+    model._symmetric().project_gradients()
     projected = [parameter.grad for parameter in model.policy.parameters()]
     for ours, theirs in zip(projected, expected, strict=True):
         th.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
@@ -158,8 +173,93 @@ def test_a_zip_goes_on_symmetrically(tmp_path: Path) -> None:
     for one, other in zip(model.policy.parameters(), alone.policy.parameters(), strict=True):
         assert th.equal(one, other)
     went_on = PPOClipPaper.load(tmp_path / "model.zip", env=model.get_env()).learn(256, reset_num_timesteps=False)
-    means, _ = means_and_values(went_on, RAW)
-    np.testing.assert_allclose(means_and_values(went_on, OBSERVATION.apply(RAW))[0], ACTION.apply(means), atol=1e-5)
+    assert_symmetric(went_on)
+
+
+def test_the_gradient_is_clipped_as_that_of_symmetric_networks() -> None:
+    model = PPOClipPaper(
+        "MlpPolicy",
+        DummyVecEnv([Lopsided]),
+        learning_rate=1.0,
+        n_steps=64,
+        n_epochs=1,
+        max_grad_norm=0.01,
+        mirror_symmetry=True,
+        policy_kwargs={"optimizer_class": th.optim.SGD},
+    )
+    before = [parameter.detach().clone() for parameter in model.policy.parameters()]
+    model.learn(64)
+    steps = [after - each for after, each in zip(model.policy.parameters(), before, strict=True)]
+    assert th.cat([step.flatten() for step in steps]).norm().item() == pytest.approx(0.01, rel=1e-3)
+
+
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path) -> None:
+    """Its episodes end with the rollouts. What was observed last is normalised anew, symmetrically, as where it is
+    resumed: bundles would warn of environments that begin otherwise.
+    """
+
+    def made(mirror_symmetry: bool = True) -> Any:
+        env = VecNormalize(DummyVecEnv([Lopsided] * 2))
+        settings: dict[str, Any] = {"n_steps": 40, "batch_size": 40, "n_epochs": 2, "seed": 0}
+        return PPOClipPaper("MlpPolicy", env, mirror_symmetry=mirror_symmetry, **settings)
+
+    whole = made().learn(320)
+    made().learn(160, run_folder=tmp_path / "run")
+    resumed = made().learn(320, run_folder=tmp_path / "run", resume=True)
+    for one, other in zip(whole.policy.parameters(), resumed.policy.parameters(), strict=True):
+        assert th.equal(one, other)
+    made(False).learn(80, run_folder=tmp_path / "plain")
+    told, refused = pytest.warns(BundleWarning, match="mirror_symmetry was False"), pytest.raises(BundleError)
+    with told, refused as raised:
+        made().learn(160, run_folder=tmp_path / "plain", resume=True)
+    assert "weights that are not symmetric" in str(raised.value)
+
+
+def test_weights_that_are_not_symmetric_are_refused(tmp_path: Path) -> None:
+    plain = trained(mirror_symmetry=False)
+    plain.save(tmp_path / "plain.zip")
+    with pytest.raises(ValueError, match="mirror_symmetry must be False: the policy has weights that are not sym"):
+        PPOClipPaper.load(tmp_path / "plain.zip", env=plain.get_env(), mirror_symmetry=True)
+    with pytest.raises(ValueError, match="mirror_symmetry=True needs an environment"):
+        PPOClipPaper.load(tmp_path / "plain.zip", mirror_symmetry=True)
+    model = trained()
+    model.policy = plain.policy  # as a callback may
+    with pytest.raises(ValueError, match="weights that are not symmetric"):
+        model.learn(128)
+
+
+def test_a_policy_that_replaces_another_is_kept_symmetric() -> None:
+    model = trained()
+    before = model.policy
+    model.policy = copy.deepcopy(before)
+    model.learn(256)
+    assert_symmetric(model)
+    assert not th.equal(model.policy.action_net.weight, before.action_net.weight)
+
+
+def test_rounding_does_not_add_up() -> None:
+    model = trained()
+    weight = model.policy.action_net.weight
+    with th.no_grad():
+        weight += 1e-6 * th.rand_like(weight)
+    model.learn(128)
+    indices, signs = MIRROR["action"]
+    image = weight[indices].roll(weight.shape[1] // 2, dims=1) * th.tensor(signs)[:, None]
+    assert th.equal(weight, image)
+
+
+def test_worker_processes_that_know_no_mirror_image_survive_the_question() -> None:
+    env = SubprocVecEnv([Untold], start_method="fork")
+    with pytest.raises(ValueError, match="needs an environment with an attribute mirror_symmetry"):
+        PPOClipPaper("MlpPolicy", env, mirror_symmetry=True)
+    env.close()
+
+
+def test_a_normalizer_of_other_observations_is_refused() -> None:
+    env = VecFrameStack(VecNormalize(DummyVecEnv([Lopsided])), 2)
+    twice = {"observation": ([0, 2, 1, 3, 4, 6, 5, 7], [1, 1, 1, -1] * 2), "action": MIRROR["action"]}
+    with pytest.raises(ValueError, match="VecNormalize has observations of another shape"):
+        PPOClipPaper("MlpPolicy", env, mirror_symmetry=twice)
 
 
 @pytest.mark.parametrize(
@@ -187,6 +287,7 @@ def test_what_is_no_mirror_image_is_refused(value: Any, message: str) -> None:
         ("CartPole-v1", {}, "mirror_symmetry must be False: it is for Gaussian actions"),
         (Lopsided, {"policy_kwargs": {"net_arch": [7]}}, "even numbers of units.*got 7"),
         (Lopsided, {"policy_kwargs": {"activation_fn": th.nn.Softmax}}, "not Softmax"),
+        (Lopsided, {"policy_kwargs": {"features_extractor_class": Learned}}, "must be FlattenExtractor; got Learned"),
         (Lopsided, {"use_sde": True}, "mirror_symmetry must be False: it is for Gaussian actions"),
     ],
 )

@@ -51,6 +51,7 @@ MADE_ANEW = frozenset(
         "_last_obs",
         "_last_original_obs",
         "_stats_window_size",
+        "_symmetric_networks",
     }
 )
 # Attributes of a callback that SB3 sets.
