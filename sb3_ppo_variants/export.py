@@ -168,11 +168,11 @@ class ExportedPolicy:
         if normalizes != bool(self._statistics):
             seen = "normalised" if self._statistics else "as they are"
             raise ValueError(f"model must take observations as the policy does, {seen}, by its VecNormalize or none")
-        before = {name: tensor.clone() for name, tensor in model.policy.state_dict().items()}
+        before = deepcopy(model.get_parameters())
         try:
-            model.policy.load_state_dict(self.policy.state_dict())
-        except RuntimeError as error:  # of which torch has loaded a part
-            model.policy.load_state_dict(before)
+            model.set_parameters({**before, "policy": self.policy.state_dict()}, device=model.device)
+        except (RuntimeError, ValueError) as error:  # of which a part has been loaded
+            model.set_parameters(before, device=model.device)
             raise ValueError(f"model must have networks as the policy's: {error}") from None
         if normalizer is not None and normalizes:
             self._hand_on_statistics(normalizer, count)

@@ -295,3 +295,15 @@ def test_what_cannot_be_symmetric_is_refused(env: Any, settings: dict[str, Any],
     made = env if isinstance(env, str) else DummyVecEnv([env])
     with pytest.raises(ValueError, match=message):
         PPOClipPaper("MlpPolicy", made, mirror_symmetry=True, **settings)
+
+
+def test_a_new_training_starts_from_a_symmetric_agent_and_from_no_other(tmp_path: Path) -> None:
+    for name, symmetric in (("symmetric", True), ("other", False)):
+        export_policy(trained(mirror_symmetry=symmetric), tmp_path / name)
+    model = trained(seed=3)
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises(ValueError, match="weights that are not symmetric"):
+        load_policy(tmp_path / "other").start(model)
+    assert all(th.equal(*pair) for pair in zip(model.policy.parameters(), before, strict=True))
+    load_policy(tmp_path / "symmetric").start(model)
+    assert not all(th.equal(*pair) for pair in zip(model.policy.parameters(), before, strict=True))
