@@ -168,7 +168,7 @@ class ExportedPolicy:
         if normalizes != bool(self._statistics):
             seen = "normalised" if self._statistics else "as they are"
             raise ValueError(f"model must take observations as the policy does, {seen}, by its VecNormalize or none")
-        before = deepcopy(model.get_parameters())
+        before: Any = deepcopy(model.get_parameters())
         try:
             model.set_parameters({**before, "policy": self.policy.state_dict()}, device=model.device)
         except (RuntimeError, ValueError) as error:  # of which a part has been loaded

@@ -15,7 +15,15 @@ from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
-from sb3_ppo_variants import BundleError, BundleWarning, PPOAdaptiveKLPaper, PPOClipPaper, VanillaPGPaper
+from sb3_ppo_variants import (
+    BundleError,
+    BundleWarning,
+    PPOAdaptiveKLPaper,
+    PPOClipPaper,
+    VanillaPGPaper,
+    export_policy,
+    load_policy,
+)
 from sb3_ppo_variants.symmetry import SignedPermutation, symmetrize_statistics
 
 # Components 1 and 2 are a right and a left one, 3 points sideways; of the actions, 0 and 1 are right and left.
