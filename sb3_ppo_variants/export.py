@@ -169,8 +169,9 @@ class ExportedPolicy:
             seen = "normalised" if self._statistics else "as they are"
             raise ValueError(f"model must take observations as the policy does, {seen}, by its VecNormalize or none")
         before: Any = deepcopy(model.get_parameters())
+        wanted: Any = {**before, "policy": self.policy.state_dict()}
         try:
-            model.set_parameters({**before, "policy": self.policy.state_dict()}, device=model.device)
+            model.set_parameters(wanted, device=model.device)
         except (RuntimeError, ValueError) as error:  # of which a part has been loaded
             model.set_parameters(before, device=model.device)
             raise ValueError(f"model must have networks as the policy's: {error}") from None
