@@ -121,10 +121,11 @@ def export_run(
     """
     from sb3_ppo_variants.export import export_policy
 
+    algorithm = _class_of(algo)
     statistics = settings / "vecnormalize.pkl"
     if not statistics.is_file() and _was_normalized(settings / "config.yml"):
         raise ValueError(f"the run was trained with normalised observations or rewards, and there is no {statistics}")
-    model = _class_of(algo).load(model_path, device="cpu")
+    model = algorithm.load(model_path, device="cpu")
     # As VecNormalize.load, which also wants an environment.
     vec_normalize = pickle.loads(statistics.read_bytes()) if statistics.is_file() else None
     export_policy(model, output, formats=formats, vec_normalize=vec_normalize)
