@@ -598,8 +598,8 @@ def identity_settings(algorithm: type[PaperOnPolicyAlgorithm], is_box: bool) -> 
     ("make_env", "timesteps"),
     [
         (lambda: IdentityEnv(4), 1280),
-        (lambda: IdentityEnvMultiDiscrete(4), 1280),
-        (lambda: IdentityEnvMultiBinary(4), 3072),
+        pytest.param(lambda: IdentityEnvMultiDiscrete(4), 1280, marks=pytest.mark.slow),
+        pytest.param(lambda: IdentityEnvMultiBinary(4), 3072, marks=pytest.mark.slow),
         (lambda: IdentityEnvBox(eps=0.5), 1280),
     ],
     ids=["discrete", "multi-discrete", "multi-binary", "box"],

@@ -17,6 +17,7 @@ def test_score_by_hand() -> None:
     assert score.margin == pytest.approx(2.093 / math.sqrt(19))
 
 
+@pytest.mark.slow
 def test_the_demo_writes_its_results_and_runs_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

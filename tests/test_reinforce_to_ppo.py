@@ -34,6 +34,7 @@ walk: Any = load()
 UNIFORM = np.full((25, 4), 0.25)
 
 
+@pytest.mark.slow
 def test_the_script_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     walk.main(["--seeds", "1", "--timesteps", "600", "--batches", "5", "--out", str(tmp_path)])
     assert {path.name for path in tmp_path.iterdir()} == set(PLOTS)
@@ -85,6 +86,7 @@ def test_the_detour_returns_one() -> None:
     assert walk.expected_return(walk.greedy(probs)) == 1.0
 
 
+@pytest.mark.slow
 def test_the_monte_carlo_gradients_scatter_around_the_true_one() -> None:
     model = walk.build(walk.STEPS[0], seed=0)
     reinforce, baseline = (walk.measure_noise(step, model.policy, 60) for step in walk.STEPS[:2])

@@ -620,7 +620,10 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize(("start_method", "end"), [("fork", signal.SIGKILL), ("forkserver", signal.SIGINT)])
+@pytest.mark.parametrize(
+    ("start_method", "end"),
+    [("fork", signal.SIGKILL), pytest.param("forkserver", signal.SIGINT, marks=pytest.mark.slow)],
+)
 def test_nothing_survives_the_parent(end: signal.Signals, start_method: str, tmp_path: Any) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, str(tmp_path / "program.py"), start_method]

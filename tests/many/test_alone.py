@@ -29,10 +29,10 @@ SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
     [
         ("InvertedPendulum-v5", 1, SPECS[:6]),
         ("InvertedPendulum-v5", 1, SPECS[6:] + BOX_ONLY),
-        ("Pendulum-v1", 3, SPECS[:6]),
-        ("Pendulum-v1", 3, SPECS[6:] + BOX_ONLY),
+        pytest.param("Pendulum-v1", 3, SPECS[:6], marks=pytest.mark.slow),
+        pytest.param("Pendulum-v1", 3, SPECS[6:] + BOX_ONLY, marks=pytest.mark.slow),
         ("CartPole-v1", 1, SPECS[:6]),
-        ("CartPole-v1", 2, SPECS[6:]),
+        pytest.param("CartPole-v1", 2, SPECS[6:], marks=pytest.mark.slow),
     ],
 )
 def test_three_iterations_are_those_of_each_agent_alone(env: str, n_envs: int, specs: list[Spec]) -> None:

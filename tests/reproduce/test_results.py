@@ -325,9 +325,12 @@ def test_workers_must_be_a_number(tmp_path: Path, workers: Any) -> None:
         run_blocks("test", selection_of(), Results(tmp_path, STEPS), workers, pretend)
 
 
-def test_what_is_missing_is_shared_among_the_workers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_missing_is_shared_among_the_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One task's runs would otherwise be one block, and all workers but one idle."""
     selection = selected(TABLE_1_SETTINGS, ["Hopper-v5"], None, range(3), STEPS)
+    given: list[Any] = []
+    name = "sb3_ppo_variants.reproduce.blocks.in_processes"
+    monkeypatch.setattr(name, lambda _name, _work, arguments, _errors: given.extend(arguments))
     run_blocks("test", selection, Results(tmp_path, STEPS), workers=2, train=pretend)
-    assert "[test] 33 runs of 5,000 timesteps to do, in 2 blocks" in capsys.readouterr().out
-    assert not Results(tmp_path, STEPS).missing(selection.runs())
+    assert len(given) == 2
+    assert [len(block.runs) for block in given[0][2]] == [17, 16]

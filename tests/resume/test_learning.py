@@ -472,6 +472,7 @@ def test_whatever_ends_the_run_leaves_its_last_iteration(tmp_path: Path, error: 
         assert "can go on from 128 timesteps" in caught.value.__notes__[0]
 
 
+@pytest.mark.slow
 def test_sigterm_ends_the_program_with_a_bundle(tmp_path: Path) -> None:
     program = textwrap.dedent(
         f"""

@@ -39,6 +39,7 @@ def job_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_run_status_best_and_export(job_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tune", "status", str(job_file)]) == 2
     assert "there is no study 'tiny'" in capsys.readouterr().err

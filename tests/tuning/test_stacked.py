@@ -129,6 +129,7 @@ def test_a_stack_learns_what_the_seeds_learn_by_turns(tmp_path: Path) -> None:
     assert {"vecnormalize.pkl", "progress.csv", SCORES, IDENTITY} <= set(kept[0])
 
 
+@pytest.mark.slow
 def test_a_study_decides_the_same(tmp_path: Path) -> None:
     keys = {**SMALL, "pruner": {"name": "percentile", "percentile": 10.0, "n_startup_trials": 1}}
     keys["budget"] = {"trials": 4, "timesteps": 600}

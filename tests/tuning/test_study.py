@@ -254,6 +254,7 @@ def test_the_papers_trial_is_run_again_after_an_error(tmp_path: Path) -> None:
     assert (paper.state, other.state) == (TrialState.COMPLETE, TrialState.COMPLETE)
 
 
+@pytest.mark.slow
 def test_pruning_compares_all_seeds_at_the_same_step(tmp_path: Path) -> None:
     job = job_in(tmp_path, 6, pruner={"name": "median", "n_startup_trials": 1, "n_warmup_steps": 0})
     order: list[tuple[int, int]] = []
@@ -289,6 +290,7 @@ def test_a_budget_too_small_for_an_episode_is_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------------ the best
 
 
+@pytest.mark.slow
 def test_the_best_are_trained_again_on_fresh_seeds_once(tmp_path: Path) -> None:
     job = job_in(tmp_path, 5)
     run_worker(job, "a", pretend)
@@ -322,6 +324,7 @@ def test_the_best_are_trained_again_on_fresh_seeds_once(tmp_path: Path) -> None:
         export(job, rated[0], tmp_path / "no" / "tuned.yml")
 
 
+@pytest.mark.slow
 def test_a_seed_that_diverges_ranks_its_trial_last_and_the_papers_values_are_there_though_pruned(
     tmp_path: Path,
 ) -> None:
@@ -357,6 +360,7 @@ def test_a_seed_that_diverges_ranks_its_trial_last_and_the_papers_values_are_the
     assert "It was pruned in the study." in path.read_text()
 
 
+@pytest.mark.slow
 def test_policies_of_the_best_are_kept_and_bundles_of_trials_that_ended_are_not(tmp_path: Path) -> None:
     class Saves(Pretended):
         def advance(self, timesteps: int) -> Score:

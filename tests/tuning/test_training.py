@@ -152,6 +152,7 @@ def test_what_a_training_raises_is_raised(tmp_path: Path) -> None:
     training.stop()
 
 
+@pytest.mark.slow
 def test_a_real_study_and_its_export_trains_as_it_is(tmp_path: Path) -> None:
     job = job_in(
         tmp_path,
