@@ -84,7 +84,13 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
     if has_place:
         panels[len(tasks)].legend(*listed, loc="center", fontsize=8, frameon=False)
     else:
-        figure.legend(*listed, loc="outside lower center", ncols=min(4, len(labels)), fontsize=8, frameon=False)
+        figure.legend(
+            *listed,
+            loc="outside lower center",
+            ncols=min(4 if len(tasks) > 1 else 3, len(labels)),
+            fontsize=8,
+            frameon=False,
+        )
     figure.suptitle(title, fontsize=11)
     return figure
 
