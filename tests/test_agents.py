@@ -404,3 +404,12 @@ def test_what_ships_can_be_played() -> None:
         load_policy(agent.folder, "cpu")
         size = sum(file.stat().st_size for file in agent.folder.iterdir() if file.suffix != ".mp4")
         assert size <= 1_000_000
+
+
+def test_fig_4_has_the_readmes_scores_of_openais_agents() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for task, score in figure4.OPENAI_AGENTS.items():
+        name, _, version = task.rpartition("-")
+        row = next(line for line in readme.splitlines() if line.startswith(f"| `{name}` |") and "±" in line)
+        cell = row.split("|")[2 if version == "v1" else 4]
+        assert cell.split("±")[0].strip() == str(score)

@@ -29,7 +29,7 @@ from sb3_ppo_variants.reproduce.settings import SETTINGS, Run, Selection
 from sb3_ppo_variants.reproduce.training import train_runs
 
 RUNS_IN_A_BLOCK = 33
-"""at most: Table 1's settings with three seeds, which take a third less time in one stack than in three"""
+"""at most: Table 1's settings with three seeds, which take less time in one stack than in three"""
 LIST = "block.json"
 """in a block's folder: its runs"""
 LOCK = "lock"

@@ -54,6 +54,18 @@ def start_worker(job: Job, name: str, make: MakeTraining | None = pretend_slowly
     return process
 
 
+def kill_once(process: Any, is_ready: Callable[[], bool]) -> None:
+    """Kill a worker soon after something has come to be, and not when it has ended."""
+    try:
+        wait_until(is_ready)
+        time.sleep(0.1)
+        assert process.is_alive()
+    finally:
+        process.kill()
+        process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
 @contextlib.contextmanager
 def workers_of(job: Job, number: int, make: MakeTraining = pretend_slowly) -> Iterator[None]:
     """Workers that run a study to its end; what is done inside begins once some trials are finished."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,15 @@ from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker, run_workers
 from sb3_ppo_variants.tuning.objective import make_training
 from sb3_ppo_variants.tuning.study import RETRY_OF
 from sb3_ppo_variants.tuning.training import Training
-from tests.tuning.killing import check, forkserver, ready_server, run_under_fire, start_worker, wait_until, workers_of
+from tests.tuning.killing import (
+    check,
+    forkserver,
+    kill_once,
+    ready_server,
+    run_under_fire,
+    start_worker,
+    workers_of,
+)
 from tests.tuning.postgresql import PASSWORD, Server
 from tests.tuning.studies import job_in, pretend, pretend_slowly
 
@@ -362,14 +369,7 @@ def test_a_real_training_that_is_killed_ends_as_if_it_was_not(tmp_path: Path) ->
     undisturbed, killed = job_in(tmp_path / "undisturbed", **keys), job_in(tmp_path / "killed", **keys)
     first = start_worker(killed, "a", notes_where_it_begins)
     run = killed.folder / "trial_00001" / "seed_1000"
-    try:
-        wait_until((run / "scores.json").exists)  # each seed has come to the first judgement
-        time.sleep(0.1)
-        assert first.is_alive()
-    finally:
-        first.kill()
-        first.join()
-    assert first.exitcode == -signal.SIGKILL
+    kill_once(first, (run / "scores.json").exists)  # each seed has come to the first judgement
     steps = [from_bytes(path.read_bytes())["model"]["attributes"]["num_timesteps"] for path in bundle_paths(run)]
     for job, name in ((killed, "b"), (undisturbed, "a")):
         other = start_worker(job, name, notes_where_it_begins)

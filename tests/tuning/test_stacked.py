@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import signal
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +23,7 @@ from sb3_ppo_variants.tuning.spaces import paper_params
 from sb3_ppo_variants.tuning.stacked import StackedTrainings
 from sb3_ppo_variants.tuning.training import IDENTITY, SCORES, Score, Trainings, Turns
 from tests.many.cases import distance
-from tests.tuning.killing import start_worker, wait_until
+from tests.tuning.killing import kill_once, start_worker
 from tests.tuning.studies import job_in
 
 # Episodes, of 200 steps, end with the rollouts: a training that goes on is the one that was never interrupted.
@@ -275,14 +274,7 @@ def test_a_stacked_trial_whose_worker_is_killed_ends_as_if_it_was_not(tmp_path: 
     undisturbed, killed = job_in(tmp_path / "undisturbed", **keys), job_in(tmp_path / "killed", **keys)
     first = start_worker(killed, "a", None)
     run = killed.folder / "trial_00000" / "seed_1000"
-    try:
-        wait_until((run / SCORES).exists)
-        time.sleep(0.1)
-        assert first.is_alive()
-    finally:
-        first.kill()
-        first.join()
-    assert first.exitcode == -signal.SIGKILL
+    kill_once(first, (run / SCORES).exists)
     reached = json.loads((run / SCORES).read_text())
     for job, name in ((killed, "b"), (undisturbed, "a")):
         other = start_worker(job, name, None)
