@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import signal
@@ -23,7 +22,8 @@ from sb3_ppo_variants.resume import folder as run_folder
 from sb3_ppo_variants.resume.format import from_bytes
 from sb3_ppo_variants.resume.names import bundle_paths
 from sb3_ppo_variants.vec_env import SharedMemoryVecEnv
-from tests.resume.runs import OPENED, progress
+from tests.processes import forkserver, ready_server
+from tests.resume.runs import progress
 
 TASK = "RoboschoolHumanoidFlagrunHarder-v1"
 N_ENVS, N_STEPS = 2, 64
@@ -31,17 +31,16 @@ ITERATION = N_ENVS * N_STEPS
 N_KILLS = 20
 STARTING, ROLLOUT, UPDATE, WRITING, RENAMING = range(5)
 
-fork = multiprocessing.get_context("fork")
-
 
 class Shared:
-    """What the parent sees of the training: its phase, how often it entered one, and what it wrote."""
+    """What the parent sees of the training: its phase, how often it entered one, and what it wrote. A lock could be
+    held by who is killed, so there is none."""
 
     def __init__(self) -> None:
-        self.phase = fork.Value("i", STARTING)
-        self.entered = fork.Array("i", 5)
-        self.written = fork.Value("i", -1)
-        self.resumed_at = fork.Value("i", -1)
+        self.phase = forkserver.RawValue("i", STARTING)
+        self.entered = forkserver.RawArray("i", 5)
+        self.written = forkserver.RawValue("i", -1)
+        self.resumed_at = forkserver.RawValue("i", -1)
 
 
 def make_env(folder: Path, kind: str) -> VecEnv:
@@ -92,9 +91,14 @@ def train(folder: Path, total: int, shared: Shared, kind: str) -> None:
     files.os.replace = watched_replace  # type: ignore[assignment]
 
     env = make_env(folder, kind)
-    OPENED.append(env)
     model = Watched("MlpPolicy", VecNormalize(env), n_steps=N_STEPS, batch_size=32, n_epochs=4, seed=1)
     model.learn(total, run_folder=folder, resume="auto", bundle_interval=0)
+
+
+def start(folder: Path, total: int, shared: Shared, kind: str) -> Any:
+    process = forkserver.Process(target=train, args=(folder, total, shared, kind))
+    process.start()
+    return process
 
 
 def kill_at(target: int, shared: Shared, process: Any, generator: random.Random) -> None:
@@ -102,7 +106,7 @@ def kill_at(target: int, shared: Shared, process: Any, generator: random.Random)
     wanted = shared.entered[target] + generator.randint(1, 3)
     deadline = time.monotonic() + 120
     while shared.entered[target] < wanted and process.is_alive() and time.monotonic() < deadline:
-        time.sleep(0)
+        time.sleep(0.0001)
     assert process.is_alive(), "the training ended before it was killed"
     assert shared.entered[target] >= wanted, "the training hangs"
     time.sleep(generator.uniform(0, {ROLLOUT: 0.08, UPDATE: 0.02, WRITING: 0.004, RENAMING: 0}[target]))
@@ -114,6 +118,11 @@ def kill_at(target: int, shared: Shared, process: Any, generator: random.Random)
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["dummy", "shared_memory"])
 def test_twenty_kills(tmp_path: Path, kind: str) -> None:
+    with ready_server("tests.resume.test_kill", "torch"):
+        kill_twenty_times(tmp_path, kind)
+
+
+def kill_twenty_times(tmp_path: Path, kind: str) -> None:
     generator = random.Random(kind)
     moments = [ROLLOUT, UPDATE, WRITING, RENAMING] * (N_KILLS // 4)
     generator.shuffle(moments)
@@ -121,8 +130,7 @@ def test_twenty_kills(tmp_path: Path, kind: str) -> None:
     reached = 0
     for target in moments:
         shared = Shared()
-        process = fork.Process(target=train, args=(tmp_path, 10**9, shared, kind))
-        process.start()
+        process = start(tmp_path, 10**9, shared, kind)
         kill_at(target, shared, process, generator)
         killed_in.append(shared.phase.value)
 
@@ -138,7 +146,9 @@ def test_twenty_kills(tmp_path: Path, kind: str) -> None:
     assert reached > N_KILLS * ITERATION // 2
 
     shared = Shared()
-    train(tmp_path, reached + 2 * ITERATION, shared, kind)
+    process = start(tmp_path, reached + 2 * ITERATION, shared, kind)
+    process.join()
+    assert process.exitcode == 0
     assert shared.resumed_at.value == reached
     rows = [int(row["time/total_timesteps"]) for row in progress(tmp_path)]
     assert rows == list(range(ITERATION, reached + 2 * ITERATION + 1, ITERATION))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
-import multiprocessing.forkserver
 import os
 import random
 import signal
@@ -19,20 +17,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker
 from sb3_ppo_variants.tuning.objective import MakeTraining
 from sb3_ppo_variants.tuning.study import KEEPS_PLACE, NOT_RUN, RETRY_OF, WORKER, _lost
+from tests.processes import forkserver
 from tests.tuning.studies import pretend_slowly
-
-forkserver = multiprocessing.get_context("forkserver")
-
-
-@contextlib.contextmanager
-def ready_server() -> Iterator[None]:
-    """Lets processes begin at once, as their parent has imported what they need; others' tests get their own again."""
-    server: Any = multiprocessing.forkserver._forkserver
-    server._stop()
-    forkserver.set_forkserver_preload(["tests.tuning.killing", "torch", "psycopg", "optuna.samplers"])
-    yield
-    server._stop()
-    forkserver.set_forkserver_preload(["__main__"])
 
 
 def _work(job: Job, worker: str, make: MakeTraining | None) -> None:

@@ -23,15 +23,8 @@ from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker, run_workers
 from sb3_ppo_variants.tuning.objective import make_training
 from sb3_ppo_variants.tuning.study import RETRY_OF
 from sb3_ppo_variants.tuning.training import Training
-from tests.tuning.killing import (
-    check,
-    forkserver,
-    kill_once,
-    ready_server,
-    run_under_fire,
-    start_worker,
-    workers_of,
-)
+from tests.processes import forkserver, ready_server
+from tests.tuning.killing import check, kill_once, run_under_fire, start_worker, workers_of
 from tests.tuning.postgresql import PASSWORD, Server
 from tests.tuning.studies import job_in, pretend, pretend_slowly
 
@@ -45,7 +38,7 @@ MakeJob = Callable[..., Job]
 
 @pytest.fixture(scope="module", autouse=True)
 def processes_begin_at_once() -> Iterator[None]:
-    with ready_server():
+    with ready_server("tests.tuning.killing", "torch", "psycopg", "optuna.samplers"):
         yield
 
 
