@@ -221,6 +221,7 @@ COMMANDS = {
         "  --resume RUN          go on with the run in this folder as if nothing had happened\n"
         "  --until N             … and on to N timesteps; its schedules stay as they were\n"
         "  --stretch-schedules   … and run over the new number of timesteps\n\n"
+        "--recipe NAME takes other settings of zoo_configs: `paper` has the paper's Table 4 as written.\n"
         "--start-from AGENT begins a run with the weights and the normaliser of an exported or a shipped agent.",
     ),
     "enjoy": Command(
@@ -255,6 +256,9 @@ def show_list() -> None:
     print("\nConfigs: algorithm and the tasks it has settings for")
     print(_table([(name, ", ".join(zoo.configured_tasks(name))) for name in (*ALGORITHMS, *zoo.PEERS)]))
     print("  (default: any other task; atari: any other Atari game; else rl_zoo3's own)")
+    print("\nOther recipes (`train --recipe NAME`): name, algorithm and the tasks it has settings for")
+    recipes = [(recipe, algo) for algo in ALGORITHMS for recipe in zoo.recipes_of(algo)[1:]]
+    print(_table([(recipe, algo, ", ".join(zoo.configured_tasks(algo, recipe))) for recipe, algo in recipes]))
     print(f"  in {zoo.data_folder('zoo_configs')}")
     print("\nTrained agents that ship (`enjoy --env ID --shipped`)")
     print(_table([_agent_row(agent) for agent in list_agents()] or [("none yet",)]))

@@ -29,7 +29,10 @@ RESUME_FLAGS = (
 SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
 LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
-START_FLAG = (("--start-from",),)
+# Ours, of a new run alone.
+START_FLAG, RECIPE_FLAG = "--start-from", "--recipe"
+OUR_RECIPE = "ours"
+"""the settings that train without a flag; other recipes are folders of ``zoo_configs``"""
 
 
 class RunOptions(NamedTuple):
@@ -46,6 +49,8 @@ class RunOptions(NamedTuple):
     """the arguments of which a later process makes the same run"""
     start_from: Path | None = None
     """an agent whose weights a new run begins with"""
+    recipe: str | None = None
+    """the shipped settings to take; None: :data:`OUR_RECIPE`, or what ``--conf-file`` names"""
 
 
 class Run(NamedTuple):
@@ -66,21 +71,24 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     parser.add_argument("--until", type=int)
     parser.add_argument("--stretch-schedules", action="store_true")
     parser.add_argument("--bundle-interval", type=float)
-    parser.add_argument(*START_FLAG[0], type=Path)
+    parser.add_argument(START_FLAG, type=Path)
+    parser.add_argument(RECIPE_FLAG)
     flags, rest = parser.parse_known_args(list(arguments))
     require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
     allowed = "a number of seconds >= 0"
     require("--bundle-interval", flags.bundle_interval, allowed, lambda value: 0 <= value < 1e9, optional=True)
-    settings, kept = None, rest
-    if flags.start_from is not None:
-        kept = [*rest, *START_FLAG[0], str(flags.start_from.absolute())]
+    if flags.recipe is not None and len(without_flags(SETTINGS_FLAGS[:1], rest)) < len(rest):
+        raise ValueError(f"{RECIPE_FLAG} and --conf-file both name a file of settings: give one of them")
+    begun = [] if flags.start_from is None else [START_FLAG, str(flags.start_from.absolute())]
+    begun += [] if flags.recipe is None else [RECIPE_FLAG, flags.recipe]
+    settings, kept = None, [*rest, *begun]
     if flags.resume is not None:
-        if flags.start_from is not None:
-            rest = [*START_FLAG[0], *rest]  # refused as any flag that is the run's
+        _require_resume_flags(program, [*begun, *rest])
         run = read_run(flags.resume)
         settings, kept = run.settings, run.arguments
-        flags.start_from = parser.parse_known_args(kept)[0].start_from
-        rest = without_flags(START_FLAG, kept) + _require_resume_flags(program, rest)
+        flags_of_run, rest_of_run = parser.parse_known_args(kept)
+        flags.start_from, flags.recipe = flags_of_run.start_from, flags_of_run.recipe
+        rest = rest_of_run + rest
     elif flags.until is not None or flags.stretch_schedules:
         flag = "--until" if flags.until is not None else "--stretch-schedules"
         raise ValueError(f"{flag} goes with --resume; a new run's length is -n")
@@ -88,24 +96,38 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         length = ["-n", str(flags.until)]
         kept, rest = without_flags(LENGTH_FLAGS, kept) + length, rest + length
     options = RunOptions(
-        flags.resume, flags.until, flags.stretch_schedules, flags.bundle_interval, settings, kept, flags.start_from
+        flags.resume,
+        flags.until,
+        flags.stretch_schedules,
+        flags.bundle_interval,
+        settings,
+        kept,
+        flags.start_from,
+        flags.recipe,
     )
     return options, rest
 
 
-def _require_resume_flags(program: str, rest: list[str]) -> list[str]:
+def recipe_of(arguments: Sequence[str]) -> str:
+    """The recipe that a run began with, by its arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(RECIPE_FLAG, default=OUR_RECIPE)
+    recipe: str = parser.parse_known_args(list(arguments))[0].recipe
+    return recipe
+
+
+def _require_resume_flags(program: str, arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
     parser.add_argument("--no-progress", action="store_true")
     parser.add_argument("--device")
     parser.add_argument("--num-threads")
     parser.add_argument("-params", "--hyperparams", nargs="+")
-    _, unknown = parser.parse_known_args(rest)
+    _, unknown = parser.parse_known_args(arguments)
     if unknown:
         raise ValueError(
             f"{unknown[0]} cannot be given with --resume: the run goes on as it began. Allowed: "
             f"{', '.join(RESUME_FLAGS)}"
         )
-    return rest
 
 
 def read_run(folder: Path) -> Run:

@@ -28,7 +28,7 @@ import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, schema
 from sb3_ppo_variants.arguments import check_names, shown
 from sb3_ppo_variants.resume.names import BundleError, bundle_paths
-from sb3_ppo_variants.runs import RunOptions, write_run
+from sb3_ppo_variants.runs import OUR_RECIPE, RunOptions, write_run
 from sb3_ppo_variants.safe_yaml import load_yaml, read_expression
 
 if TYPE_CHECKING:
@@ -80,23 +80,45 @@ def data_folder(name: str) -> Path:
     return installed if installed.is_dir() else package.parent / name
 
 
-def config_path(algo: str) -> Path:
-    """The settings that ship for an algorithm, one entry per task."""
-    return data_folder("zoo_configs") / f"{algo}.yml"
+def config_path(algo: str, recipe: str = OUR_RECIPE) -> Path:
+    """The settings that ship for an algorithm, one entry per task.
+
+    :param recipe: the folder of ``zoo_configs`` that has them; those of :data:`OUR_RECIPE` lie in no folder
+    """
+    folder = data_folder("zoo_configs")
+    return (folder if recipe == OUR_RECIPE else folder / recipe) / f"{algo}.yml"
 
 
-def config_text(algo: str) -> str:
+def config_text(algo: str, recipe: str = OUR_RECIPE) -> str:
     """The text of :func:`config_path`; empty where we ship none."""
-    path = config_path(algo)
+    path = config_path(algo, recipe)
     return path.read_text(encoding="utf-8") if path.is_file() else ""
 
 
-def configured_tasks(algo: str) -> list[str]:
+def configured_tasks(algo: str, recipe: str = OUR_RECIPE) -> list[str]:
     """The tasks that a shipped config has an entry for: its top-level keys, read without a YAML parser.
 
     ``default`` among them stands for every other task, ``atari`` for every Atari game.
     """
-    return re.findall(r"^([\w./-]+):", config_text(algo), re.MULTILINE)
+    return re.findall(r"^([\w./-]+):", config_text(algo, recipe), re.MULTILINE)
+
+
+def recipes_of(algo: str) -> list[str]:
+    """The recipes that ship for an algorithm, :data:`OUR_RECIPE` first."""
+    others = sorted(path.parent.name for path in data_folder("zoo_configs").glob(f"*/{algo}.yml"))
+    return [OUR_RECIPE, *others]
+
+
+def require_recipe(algo: str, env_id: str, recipe: str) -> Path:
+    """The file of a recipe that has an entry for the task.
+
+    :raises ValueError: if there is no such recipe, or none with an entry for the task; names those that there are
+    """
+    check_names(f"recipe of {algo}", [recipe], recipes_of(algo))
+    tasks = configured_tasks(algo, recipe)
+    if env_id not in tasks:
+        raise ValueError(f"--recipe {recipe} of {algo} has settings for {', '.join(tasks)}; got {env_id}")
+    return config_path(algo, recipe)
 
 
 # ------------------------------------------------------------------ settings: what a config may say
@@ -233,13 +255,15 @@ class _OurExperiments(ExperimentManager):
 
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any):
         env_id = rest[0] if rest else kwargs["env_id"]
-        if kwargs.get("config") is None and (algo in ALGORITHMS or env_id in configured_tasks(algo)):
+        options = self.run_options
+        if options is not None and options.recipe not in (None, OUR_RECIPE):
+            kwargs["config"] = str(require_recipe(algo, env_id, options.recipe))
+        elif kwargs.get("config") is None and (algo in ALGORITHMS or env_id in configured_tasks(algo)):
             kwargs["config"] = str(config_path(algo))
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
         self._vec_env = ""  # the one of VEC_ENVS that the settings choose
         self._shows_bar = self._goes_on = False
-        options = self.run_options
         if options is not None and options.folder is not None:
             self.save_path = str(options.folder)
             self.params_path = f"{self.save_path}/{self.env_name}"

@@ -17,6 +17,7 @@ import yaml
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, BundleWarning, PPOClipPaper, cli, demo, load_policy, zoo
+from sb3_ppo_variants.agents.curves import read_curves
 
 QUIET = ["--eval-freq", "-1", "--verbose", "0", "--no-progress"]
 SHORT_TRAINING = ["-n", "256", "-params", "n_steps:64", "n_envs:2", "batch_size:64", *QUIET]
@@ -381,6 +382,7 @@ def test_a_run_starts_from_an_agent_and_so_does_its_resumption(
         (["--resume", "run", "--start-from", "agent"], "--start-from cannot be given with --resume"),
         (["--resume", "nowhere"], "--resume must name the folder of a run, which has a run.json; got nowhere"),
         (["--until", "5"], "--until goes with --resume"),
+        (["--resume", "run", "--recipe", "paper"], "--recipe cannot be given with --resume"),
         (["--stretch-schedules"], "--stretch-schedules goes with --resume"),
         (["--resume", "run", "--until", "0"], "--until must be an integer >= 1"),
         (["--bundle-interval", "-1"], "--bundle-interval must be a number of seconds >= 0"),
@@ -403,6 +405,43 @@ def test_what_cannot_be_resumed_is_said(flags: list[str], message: str, capsys: 
         Path(name, "run.json").write_text(text)
     assert cli.main(["train", *flags]) == 2
     assert message in only_error_line(capsys)
+
+
+def test_a_recipe_of_another_folder_and_its_name_in_curves(capsys: pytest.CaptureFixture[str]) -> None:
+    task = "RoboschoolHumanoid-v1"
+    few = ["-n", "64", "-params", "n_envs:2", "n_steps:32", "batch_size:64", "vec_env:'dummy'", *QUIET]
+    assert cli.main(["train", "--env", task, "--recipe", "paper", *few]) == 0
+    run = f"logs/ppo_clip_paper/{task}_1"
+    kept = json.loads(Path(run, "run.json").read_text())
+    assert (kept["settings"]["n_epochs"], kept["settings"]["batch_size"]) == (15, 64)  # of the recipe, of the command
+    assert cli.main(["train", "--resume", run, "--until", "128"]) == 0
+    for recipe in ([], ["--recipe", "another"]):
+        assert cli.main(["package", "--run", run, "--curve-only", *recipe]) == 0
+    recipes = [curve.recipe for curve in read_curves(Path("trained_agents", task))]
+    assert recipes == ["paper", "another"]
+    assert cli.main(["list"]) == 0
+    assert f"paper  ppo_clip_paper  {task}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            ["--recipe", "papre"],
+            "recipe of ppo_clip_paper 'papre', did you mean 'paper'? (allowed: ours, paper)",
+        ),
+        (["--recipe", "paper"], "--recipe paper of ppo_clip_paper has settings for RoboschoolHumanoid-v1, Roboschool"),
+        (
+            ["--recipe", "paper", "--algo", "vanilla_pg_paper"],
+            "recipe of vanilla_pg_paper 'paper' (allowed: ours)",
+        ),
+        (["--recipe", "paper", "-conf", "my.yml"], "--recipe and --conf-file both name a file of settings"),
+    ],
+)
+def test_recipes_that_there_are_not(flags: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["train", *flags, *SHORT_TRAINING]) == 2
+    assert message in only_error_line(capsys)
+    assert not Path("logs").exists()
 
 
 def test_ctrl_c_elsewhere_is_no_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

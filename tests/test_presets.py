@@ -26,6 +26,7 @@ from torch import nn
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, initialization, presets, zoo
+from sb3_ppo_variants.runs import OUR_RECIPE
 
 MUJOCO_TASKS = {
     "HalfCheetah-v5": 6,
@@ -335,11 +336,22 @@ AGREEMENTS: list[tuple[str, str, presets.Preset]] = [
 ]
 
 
-def config_of(algo: str, task: str) -> dict[str, Any]:
-    """The settings that a config gives a task, checked and with schedules as objects."""
-    return zoo.read_hyperparams(
-        algorithm_named(algo), yaml.safe_load(zoo.config_path(algo).read_text(encoding="utf-8"))[task]
+# Of Table 4 as written: a recipe of its own.
+TABLE_4 = [
+    (f"RoboschoolHumanoid{task}-{version}", preset)
+    for task, preset in (
+        ("", presets.ROBOSCHOOL_LOCOMOTION),
+        ("Flagrun", presets.ROBOSCHOOL_FLAGRUN),
+        ("FlagrunHarder", presets.ROBOSCHOOL_FLAGRUN),
     )
+    for version in ("v0", "v1")
+]
+
+
+def config_of(algo: str, task: str, recipe: str = OUR_RECIPE) -> dict[str, Any]:
+    """The settings that a config gives a task, checked and with schedules as objects."""
+    content = yaml.safe_load(zoo.config_path(algo, recipe).read_text(encoding="utf-8"))
+    return zoo.read_hyperparams(algorithm_named(algo), content[task])
 
 
 def what_the_constructor_gets(algo: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -355,7 +367,17 @@ def what_the_constructor_gets(algo: str, settings: Mapping[str, Any]) -> dict[st
 
 @pytest.mark.parametrize(("algo", "task", "preset"), AGREEMENTS, ids=[f"{algo} {task}" for algo, task, _ in AGREEMENTS])
 def test_a_config_gives_what_its_preset_gives(algo: str, task: str, preset: presets.Preset) -> None:
-    config = config_of(algo, task)
+    check_agreement(algo, config_of(algo, task), preset)
+
+
+@pytest.mark.parametrize(("task", "preset"), TABLE_4)
+def test_the_papers_recipe_is_table_4(task: str, preset: presets.Preset) -> None:
+    config = config_of("ppo_clip_paper", task, "paper")
+    assert config.pop("vec_env") == "shared_memory"
+    check_agreement("ppo_clip_paper", config, preset)
+
+
+def check_agreement(algo: str, config: dict[str, Any], preset: presets.Preset) -> None:
     run = {"n_envs": 1, **{name: config.pop(name) for name in ("policy", *zoo.ZOO_KEYS) if name in config}}
     assert run == preset.run
     expected = what_the_constructor_gets(algo, preset)

@@ -33,7 +33,9 @@ def main(program: str, arguments: Sequence[str]) -> int:
     parser.add_argument(
         "-o", "--output", type=Path, default=Path(AGENTS), help="folder of agents (default: %(default)s)"
     )
-    parser.add_argument("--recipe", default="ours", help="name of the run's settings in curves (default: %(default)s)")
+    parser.add_argument(
+        "--recipe", help="name of the run's settings in curves (default: the --recipe it was trained with, or ours)"
+    )
     parser.add_argument("--load-best", action="store_true", help="the best model of the evaluations, not the last")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of the score (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=1, help="processes that score (default: %(default)s)")

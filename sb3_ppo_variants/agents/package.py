@@ -37,7 +37,7 @@ from sb3_ppo_variants.agents.scoring import (
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all
-from sb3_ppo_variants.runs import RUN_FILE, read_run
+from sb3_ppo_variants.runs import RUN_FILE, read_run, recipe_of
 from sb3_ppo_variants.safe_yaml import load_run_yaml
 
 FILM_SECONDS = 10.0
@@ -60,6 +60,11 @@ class RunToPackage(NamedTuple):
     arguments: list[str] | None
 
     @property
+    def recipe(self) -> str:
+        """What its settings are called."""
+        return recipe_of(self.arguments or [])
+
+    @property
     def described(self) -> Path:
         """The folder with ``config.yml`` and the normaliser's statistics."""
         return self.folder / self.name
@@ -78,7 +83,7 @@ def package(
     run: Path,
     agents: Path,
     *,
-    recipe: str = "ours",
+    recipe: str | None = None,
     load_best: bool = False,
     episodes: int = EPISODES,
     workers: int = 1,
@@ -91,7 +96,7 @@ def package(
 
     :param run: the run's folder, ``<logs>/<algo>/<task>_<number>``
     :param agents: the folder of agents
-    :param recipe: what the run's settings are called in curves
+    :param recipe: what the run's settings are called in curves; None: as the ``--recipe`` that it was trained with
     :param load_best: take the best model of the evaluations, not the last
     :param episodes: of the score
     :param workers: processes that score
@@ -99,6 +104,7 @@ def package(
     :raises ValueError: for a run that cannot be packaged; says what it lacks
     """
     known = read_run_to_package(run)
+    recipe = recipe or known.recipe
     trained = _read_zip(run / ("best_model.zip" if load_best else f"{known.name}.zip"))
     folder = agents / folder_name(known.env_id)
     curve = None
@@ -136,18 +142,19 @@ def package(
     return agent
 
 
-def add_curve(run: Path, agents: Path, *, recipe: str) -> Path:
+def add_curve(run: Path, agents: Path, *, recipe: str | None = None) -> Path:
     """Keep a run's learning curve among those of its task, without packaging its agent.
 
     :param run: the run's folder; one that still trains will do
     :param agents: the folder of agents
-    :param recipe: what the run's settings are called; a curve of the same recipe and seed is replaced
+    :param recipe: what the run's settings are called; None: as the ``--recipe`` that it was trained with. A curve of
+        the same recipe and seed is replaced
     :return: the file with the curves
     :raises ValueError: for a run that has none
     """
     known = read_run_to_package(run)
     args = load_run_yaml(known.described / "args.yml", {"seed"})
-    curve = curve_of_run(run, known.env_id, recipe, args["seed"], known.algo)
+    curve = curve_of_run(run, known.env_id, recipe or known.recipe, args["seed"], known.algo)
     folder = agents / folder_name(known.env_id)
     content = curves_jsonl(read_curves(folder), curve)
     folder.mkdir(parents=True, exist_ok=True)
