@@ -14,15 +14,18 @@ An agent-step is one timestep of one agent, its share of the updates included, a
 environments, which counts the less the longer the trainings are.
 With fewer `--timesteps` than Table 3's horizon of 2048, the horizon is as short: for a quick look. They take turns in
 this process, after a short warm-up, and ratios are medians of the rounds' ratios, by CPU time: other programs of the
-machine change what a clock shows. How processes scale can only be told by the clock; it needs idle cores.
+machine change what a clock shows. How processes scale can only be told by the clock; it needs idle cores. A control
+says how far the machine itself scales: as many processes that step the environment alone, and share nothing.
 """
 
 import argparse
 import multiprocessing
 import statistics
 import time
+from collections.abc import Callable
 from typing import Any
 
+import gymnasium as gym
 import torch as th
 from stable_baselines3 import PPO
 
@@ -41,6 +44,7 @@ SETTINGS: list[tuple[Any, dict[str, Any]]] = [
     *((PPOAdaptiveKLPaper, {"kl_target": target}) for target in (0.003, 0.01, 0.03)),
     *((PPOFixedKLPaper, {"beta": beta}) for beta in (0.3, 1.0, 3.0, 10.0)),
 ]
+Work = Callable[[str, int, slice], int]
 AGENTS = [(algorithm, settings, seed) for algorithm, settings in SETTINGS for seed in SEEDS]
 
 
@@ -82,31 +86,58 @@ def one_after_another(env: str, timesteps: int, peers: int) -> tuple[float, floa
     return times.rates(steps)
 
 
-def work(env: str, timesteps: int, agents: list[Any], ready: Any, begin: Any) -> None:
+def train(env: str, timesteps: int, share: slice) -> int:
+    """Train a share of the agents.
+
+    :return: agent-steps
+    """
+    agents = AGENTS[share]
+    at_once(env, timesteps, agents)
+    n_steps = table_1(timesteps)["n_steps"]
+    return len(agents) * (-(-timesteps // n_steps) * n_steps)
+
+
+def play(env: str, timesteps: int, share: slice) -> int:
+    """Step that many environments one after another, at random and without any agent: a control.
+
+    :return: agent-steps
+    """
+    steps = len(AGENTS[share]) * timesteps
+    with gym.make(env) as alone:
+        alone.reset(seed=0)
+        for _ in range(steps):
+            *_, terminated, truncated, _ = alone.step(alone.action_space.sample())
+            if terminated or truncated:
+                alone.reset()
+    return steps
+
+
+def work(what: Work, env: str, timesteps: int, share: slice, ready: Any, begin: Any, done: Any) -> None:
     """One of several processes."""
     th.set_num_threads(1)
-    at_once(env, WARM_UP, agents)
+    what(env, WARM_UP, share)
     ready.release()
     begin.wait()
-    at_once(env, timesteps, agents)
+    done.put(what(env, timesteps, share))
 
 
-def in_processes(env: str, timesteps: int, processes: int) -> float:
+def in_processes(what: Work, env: str, timesteps: int, processes: int) -> float:
     """Agent-steps per second by the clock, with the agents divided among processes."""
     context = multiprocessing.get_context("spawn")
-    ready, begin = context.Semaphore(0), context.Event()
-    shares = [AGENTS[index::processes] for index in range(processes)]
-    workers = [context.Process(target=work, args=(env, timesteps, share, ready, begin)) for share in shares]
+    ready, begin, done = context.Semaphore(0), context.Event(), context.SimpleQueue()
+    shares = [slice(index, None, processes) for index in range(processes)]
+    workers = [context.Process(target=work, args=(what, env, timesteps, share, ready, begin, done)) for share in shares]
     for worker in workers:
         worker.start()
     for _ in workers:
         ready.acquire()
     begin.set()
     started = time.perf_counter()
+    steps = sum(done.get() for _ in workers)
+    seconds = time.perf_counter() - started
     for worker in workers:
         worker.join()
-    n_steps = table_1(timesteps)["n_steps"]
-    return len(AGENTS) * (-(-timesteps // n_steps) * n_steps) / (time.perf_counter() - started)
+    return steps / seconds
 
 
 def verdict(ratio: float, bar: float | None) -> str:
@@ -138,19 +169,22 @@ def compare(env: str, timesteps: int, rounds: int, peers: int) -> None:
 
 
 def scale(env: str, timesteps: int, rounds: int, processes: int) -> None:
-    """Measure and print how one task scales with processes."""
-    ratios = []
+    """Measure and print how one task scales with processes, and how its environment alone does."""
+    ratios, controls = [], []
     for number in range(rounds):
         counts = [1, processes] if number % 2 else [processes, 1]
-        rates = {count: in_processes(env, timesteps, count) for count in counts}
+        rates = {count: in_processes(train, env, timesteps, count) for count in counts}
         ratios.append(rates[processes] / rates[1])
+        alone = {count: in_processes(play, env, timesteps, count) for count in counts}
+        controls.append(alone[processes] / alone[1])
         print(
             f"{env}, round {number + 1}: one process {rates[1]:,.0f} agent-steps per second, {processes} "
-            f"{rates[processes]:,.0f}: {ratios[-1]:.2f} times",
+            f"{rates[processes]:,.0f}: {ratios[-1]:.2f} times; its environment alone {controls[-1]:.2f} times",
             flush=True,
         )
-    ratio = statistics.median(ratios)
-    print(f"{env}: {processes} processes {ratio:.2f} times{verdict(ratio, SCALING_BAR if processes == 2 else None)}")
+    ratio, control = statistics.median(ratios), statistics.median(controls)
+    judged = verdict(ratio, SCALING_BAR if processes == 2 else None)
+    print(f"{env}: {processes} processes {ratio:.2f} times{judged}; its environment alone {control:.2f} times")
 
 
 def main() -> None:

@@ -91,7 +91,9 @@ def test_train_throughput_trains_ours_and_the_peers() -> None:
 @pytest.mark.parametrize("processes", ["1", "2"])
 def test_many_throughput_measures_ours_and_the_peer(processes: str) -> None:
     sizes = ["--env", "InvertedPendulum-v5", "--timesteps", "64", "--rounds", "1", "--processes", processes]
-    assert re.search(r"InvertedPendulum-v5: .* times.*wanted: (holds|SHORT)", run("many_throughput.py", *sizes))
+    printed = run("many_throughput.py", *sizes)
+    assert re.search(r"InvertedPendulum-v5: .* times.*wanted: (holds|SHORT)", printed)
+    assert bool(re.search(r"its environment alone \d+\.\d\d times$", printed.strip())) == (processes == "2")
 
 
 @pytest.mark.slow
