@@ -16,7 +16,7 @@ import gymnasium as gym
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
-from sb3_ppo_variants.agents.folder import Agent, find_agent, list_agents, require_agent, told_of
+from sb3_ppo_variants.agents.folder import Agent, find_agent, folder_name, list_agents, require_agent, told_of
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.resume.names import BundleError
 from sb3_ppo_variants.runs import RunOptions, read_options, without_flags
@@ -142,7 +142,7 @@ def _agent_to_play(request: Request) -> Agent | None:
         return require_agent(request.env, Path(flags.shipped) if flags.shipped else None)
     # Who names a folder, a run or one of its models means that run.
     means_a_run = request.folder != Path(DEFAULT_FOLDER) or flags.exp_id is not None or flags.model_of_run
-    if means_a_run or any((request.folder / request.algo).glob(f"{request.env.replace('/', '-')}_*")):
+    if means_a_run or any((request.folder / request.algo).glob(f"{folder_name(request.env)}_*")):
         return None
     none = f"No model found for {request.algo} on {request.env}: there is no run of it in {request.folder}"
     agent = find_agent(request.env)
@@ -180,16 +180,18 @@ def _has_display() -> bool:
 
 def plot(request: Request) -> None:
     """Draw the training curves of all runs of an algorithm on a task into one PNG."""
-    runs = [path for path in (request.folder / request.algo).glob(f"{request.env}_*") if path.is_dir()]
+    name = folder_name(request.env)
+    runs = [path for path in (request.folder / request.algo).glob(f"{name}_*") if path.is_dir()]
     episodes = [count for count in map(_count_episodes, runs) if count > 0]
     if not episodes:
         raise ValueError(f"no finished episode of {request.algo} on {request.env} in {request.folder}")
-    picture = Path(request.flags.output or request.folder / request.algo / f"{request.env}_curve.png")
+    picture = Path(request.flags.output or request.folder / request.algo / f"{name}_curve.png")
     picture.parent.mkdir(parents=True, exist_ok=True)
     window = max(1, min(CURVE_WINDOW, max(episodes) // 10))
     arguments = ["--algo", DEFAULT_ALGO, "--env", DEFAULT_ENV, "-f", DEFAULT_FOLDER, "-w", str(window)]
-    # rl_zoo3's plot does not know our -o.
-    zoo.plot(request.program, arguments + without_flags([("-o", "--output")], request.arguments), picture)
+    # rl_zoo3's plot does not know our -o, and looks for a task in names of folders.
+    arguments += without_flags([("-o", "--output")], request.arguments)
+    zoo.plot(request.program, [*arguments, "--env", *map(folder_name, request.flags.env)], picture)
     print(f"Curve: {picture} ({len(episodes)} run{'s' if len(episodes) > 1 else ''})")
 
 

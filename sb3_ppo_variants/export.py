@@ -168,6 +168,8 @@ class ExportedPolicy:
         if normalizes != bool(self._statistics):
             seen = "normalised" if self._statistics else "as they are"
             raise ValueError(f"model must take observations as the policy does, {seen}, by its VecNormalize or none")
+        if normalizer is not None and normalizes:
+            self._require_same_normalizer(normalizer)
         before: Any = deepcopy(model.get_parameters())
         wanted: Any = {**before, "policy": self.policy.state_dict()}
         try:
@@ -177,6 +179,13 @@ class ExportedPolicy:
             raise ValueError(f"model must have networks as the policy's: {error}") from None
         if normalizer is not None and normalizes:
             self._hand_on_statistics(normalizer, count)
+
+    def _require_same_normalizer(self, normalizer: VecNormalize) -> None:
+        settings: Any = self._description.normalizer
+        for name in ("clip_obs", "epsilon", "norm_obs_keys"):
+            ours, theirs = getattr(settings, name), getattr(normalizer, name)
+            if sorted(ours or []) != sorted(theirs or []) if name == "norm_obs_keys" else ours != theirs:
+                raise ValueError(f"model's VecNormalize must have {name}={ours!r}, as the policy's; it has {theirs!r}")
 
     def _hand_on_statistics(self, normalizer: VecNormalize, count: float) -> None:
         assert self._description.normalizer is not None

@@ -17,7 +17,7 @@ from typing import Any
 from sb3_ppo_variants import ALGORITHMS
 from sb3_ppo_variants.export_files import FORMATS
 from sb3_ppo_variants.safe_yaml import load_run_yaml
-from sb3_ppo_variants.zoo import PEERS, check_names
+from sb3_ppo_variants.zoo import BEST_FOLDER, PEERS, check_names
 
 DESCRIPTION = """\
 Export a trained run as policy.json and policy.safetensors, which load without running code
@@ -59,7 +59,7 @@ def main(program: str, arguments: Sequence[str], algo: str, env: str, folder: st
     if not model_path.is_file():
         raise ValueError(f"no model found for {flags.algo} on {flags.env}: there is no {model_path}")
     output = flags.output or run / "export"
-    export_run(flags.algo, model_path, run / name, output, flags.formats)
+    export_run(flags.algo, model_path, run / name, output, flags.formats, best=flags.load_best)
     print(f"Export: {output} ({', '.join(sorted(path.name for path in output.glob('policy.*')))})")
     return 0
 
@@ -108,7 +108,13 @@ def _was_normalized(config: Path) -> bool:
 
 
 def export_run(
-    algo: str, model_path: Path, settings: Path, output: Path, formats: Sequence[str] = ("safetensors",)
+    algo: str,
+    model_path: Path,
+    settings: Path,
+    output: Path,
+    formats: Sequence[str] = ("safetensors",),
+    *,
+    best: bool = False,
 ) -> None:
     """Open a run's files, which are the user's own, and export them.
 
@@ -117,12 +123,13 @@ def export_run(
     :param settings: the folder of ``config.yml`` and ``vecnormalize.pkl``
     :param output: the folder to write
     :param formats: as for :func:`~sb3_ppo_variants.export.export_policy`
+    :param best: whether the zip is the best model of the evaluations, which has statistics of its own
     :raises ValueError: if it cannot be exported
     """
     from sb3_ppo_variants.export import export_policy
 
     algorithm = _class_of(algo)
-    statistics = settings / "vecnormalize.pkl"
+    statistics = (settings / BEST_FOLDER if best else settings) / "vecnormalize.pkl"
     if not statistics.is_file() and _was_normalized(settings / "config.yml"):
         raise ValueError(f"the run was trained with normalised observations or rewards, and there is no {statistics}")
     model = algorithm.load(model_path, device="cpu")

@@ -27,6 +27,7 @@ RESUME_FLAGS = (
 )
 # What is kept among the settings instead.
 SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
+PLACE_FLAGS = (("-f", "--log-folder"), ("-tb", "--tensorboard-log"))
 LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
 # Ours, of a new run alone.
@@ -108,12 +109,20 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     return options, rest
 
 
-def recipe_of(arguments: Sequence[str]) -> str:
-    """The recipe that a run began with, by its arguments."""
+def begun_with(arguments: Sequence[str]) -> tuple[str, Path | None]:
+    """The recipe that a run began with, and the agent whose weights it began with or None, by its arguments."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(RECIPE_FLAG, default=OUR_RECIPE)
-    recipe: str = parser.parse_known_args(list(arguments))[0].recipe
-    return recipe
+    parser.add_argument(START_FLAG, type=Path)
+    flags, _ = parser.parse_known_args(list(arguments))
+    return flags.recipe, flags.start_from
+
+
+def without_places(arguments: Sequence[str]) -> list[str]:
+    """A run's arguments without where things lie on its machine: an agent that it began with by its name alone."""
+    _, start = begun_with(arguments)
+    kept = without_flags([*PLACE_FLAGS, (START_FLAG,)], arguments)
+    return kept if start is None else [*kept, START_FLAG, start.name]
 
 
 def _require_resume_flags(program: str, arguments: list[str]) -> None:

@@ -57,6 +57,9 @@ NOISE_KEYS = frozenset({"noise_type", "noise_std"})
 # Algorithms of SB3 and sb3-contrib that the paper compares with: with our settings for the tasks of its Fig. 3.
 PEERS = {"a2c": "stable_baselines3.A2C", "trpo": "sb3_contrib.TRPO"}
 # Ours: how the environments are vectorised, a name or {name: …, <its arguments>}. `--vec-env` on the command line wins.
+# In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
+BEST_FOLDER = "best"
+
 VEC_ENV_KEY = "vec_env"
 VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
@@ -107,6 +110,15 @@ def recipes_of(algo: str) -> list[str]:
     """The recipes that ship for an algorithm, :data:`OUR_RECIPE` first."""
     others = sorted(path.parent.name for path in data_folder("zoo_configs").glob(f"*/{algo}.yml"))
     return [OUR_RECIPE, *others]
+
+
+def shipped_settings(algo: str, env_id: str, recipe: str = OUR_RECIPE) -> dict[str, Any] | None:
+    """What a recipe has for a task; None where it has nothing, or ships no settings for the algorithm."""
+    path = config_path(algo, recipe)
+    content = load_yaml(path) if path.is_file() else {}
+    atari = ["atari"] if env_id.startswith("ALE/") else []
+    found: dict[str, Any] | None = next((content[key] for key in (env_id, *atari, "default") if key in content), None)
+    return found
 
 
 def require_recipe(algo: str, env_id: str, recipe: str) -> Path:
@@ -252,18 +264,20 @@ class _OurExperiments(ExperimentManager):
 
     run_options: ClassVar[RunOptions | None] = None
     """what the command line says of resuming; None: no resume bundles, as in rl_zoo3"""
+    chooses_vec_env: ClassVar[bool] = False
+    """whether the command line has ``--vec-env``: rl_zoo3's parser does not tell its default from what was asked for"""
 
     def __init__(self, args: argparse.Namespace, algo: str, *rest: Any, **kwargs: Any):
         env_id = rest[0] if rest else kwargs["env_id"]
         options = self.run_options
-        if options is not None and options.recipe not in (None, OUR_RECIPE):
+        if options is not None and options.recipe not in (None, OUR_RECIPE) and options.settings is None:
             kwargs["config"] = str(require_recipe(algo, env_id, options.recipe))
         elif kwargs.get("config") is None and (algo in ALGORITHMS or env_id in configured_tasks(algo)):
             kwargs["config"] = str(config_path(algo))
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
         self._vec_env = ""  # the one of VEC_ENVS that the settings choose
-        self._shows_bar = self._goes_on = False
+        self._shows_bar = self._goes_on = self._claimed = False
         if options is not None and options.folder is not None:
             self.save_path = str(options.folder)
             self.params_path = f"{self.save_path}/{self.env_name}"
@@ -321,9 +335,24 @@ class _OurExperiments(ExperimentManager):
         except Exception:
             for env in self._opened:
                 env.close()
-            if is_new:
+            if is_new or self._claimed:
                 shutil.rmtree(self.save_path, ignore_errors=True)
             raise
+
+    def create_log_folder(self) -> None:
+        """As rl_zoo3's, but a new run's folder is nobody else's: of two that have begun at once, one goes on to the
+        next number."""
+        options = self.run_options
+        while not self._claimed and (options is None or options.folder is None):
+            try:
+                Path(self.save_path).mkdir(parents=True)
+                self._claimed = True
+            except FileExistsError:
+                base = f"{self.log_path}{self.env_name}_"
+                numbered = self.save_path.removeprefix(base)  # with rl_zoo3's uuid, where it is asked for one
+                self.save_path = base + re.sub(r"\d+", lambda number: str(int(number[0]) + 1), numbered, count=1)
+                self.params_path = f"{self.save_path}/{self.env_name}"
+        super().create_log_folder()
 
     def _start_from_agent(self, made: Any) -> None:
         """Give a new run's model the weights of the agent that ``--start-from`` names."""
@@ -357,10 +386,21 @@ class _OurExperiments(ExperimentManager):
         return deepcopy(self._settings), saved
 
     def create_callbacks(self) -> None:
-        """As rl_zoo3's; the progress bar of a run that can be resumed is its own."""
+        """As rl_zoo3's; the progress bar of a run that can be resumed is its own.
+
+        The normaliser's statistics of the best model are kept apart too: rl_zoo3's own file ends as that of the last.
+        """
+        from stable_baselines3.common.callbacks import CallbackList, EvalCallback
+
         if self._keeps_bundles:
             self._shows_bar, self.show_progress = self.show_progress, False
         super().create_callbacks()
+        for callback in self.callbacks:
+            if isinstance(callback, EvalCallback):
+                saves: Any = callback.callback_on_new_best  # rl_zoo3's SaveVecNormalizeCallback
+                best = type(saves)(save_freq=1, save_path=str(Path(self.params_path, BEST_FOLDER)))
+                callback.callback_on_new_best = CallbackList([saves, best])
+                callback.callback_on_new_best.parent = callback
 
     def learn(self, model: Any) -> None:
         """As rl_zoo3's, with resume bundles for our algorithms; says how to go on where the training does not end."""
@@ -436,9 +476,7 @@ class _OurExperiments(ExperimentManager):
         if choice is None:
             return
         name, arguments = read_vec_env(choice)
-        # rl_zoo3's parser does not tell its default from what the user asked for.
-        on_command_line = any(argument.startswith("--vec") for argument in sys.argv[1:])
-        if self.default_vec_env_cls is None and not on_command_line:
+        if self.default_vec_env_cls is None and not self.chooses_vec_env:
             self.vec_env_class, self.vec_env_kwargs, self._vec_env = _vec_env_class(name), arguments, name
             allowed = set(inspect.signature(self.vec_env_class).parameters) - {"env_fns"}
             check_names(f"argument of {VEC_ENV_KEY}: {name},", arguments, allowed)
@@ -651,11 +689,12 @@ def train(program: str, arguments: list[str], options: RunOptions | None = None)
     :param options: of a run that can be resumed; None: without resume bundles
     """
     _OurExperiments.run_options = options
+    _OurExperiments.chooses_vec_env = any(argument.startswith("--vec") for argument in arguments)
     try:
         with _command_line(program, arguments):
             importlib.import_module("rl_zoo3.train").train()
     finally:
-        _OurExperiments.run_options = None
+        _OurExperiments.run_options, _OurExperiments.chooses_vec_env = None, False
 
 
 def make_model(

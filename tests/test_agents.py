@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -141,7 +143,7 @@ def test_packaged_anew_it_keeps_the_curves_of_other_runs(room: Path) -> None:
     assert [(curve.recipe, curve.seed) for curve in curves.read_curves(path.parent)] == [
         ("mine", 3),
         ("theirs", 3),
-        ("ours", 3),
+        ("custom", 3),
     ]
     assert folder.require_agent("Pendulum-v1", room / "trained_agents").score["episodes"] == 1
 
@@ -160,6 +162,69 @@ def test_damage_is_named(file: str, message: str, room: Path, capsys: pytest.Cap
     assert message in capsys.readouterr().err
 
 
+def edit(path: Path, **fields: Any) -> None:
+    content = json.loads(path.read_text())
+    for name, value in fields.items():
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    path.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"wrapping": {"env_wrapper": "foreign.Wrapper"}},
+            "must be of one of the packages gymnasium, rl_zoo3",
+        ),
+        ({"wrapping": {"env_wrapper": ["gymnasium.wrappers.NormalizeReward", "foreign.W"]}}, "got 'foreign.W'"),
+        ({"wrapping": {"vec_env_wrapper": [{"foreign.W": {"n": 1}}]}}, "an agent's vec_env_wrapper must be of one of"),
+        ({"wrapping": {"env_wrapper": "gymnasium_foreign.W"}}, "got 'gymnasium_foreign.W'"),
+        ({"env_id": "CartPole-v1"}, "is of an agent for CartPole-v1, and must lie in a folder of that name"),
+        ({"score": {"mean": None}}, "must have a number as 'mean'; got None"),
+        ({"score": {"episodes": True}}, "must have a number as 'episodes'; got True"),
+    ],
+)
+def test_a_folder_of_somebody_elses_is_not_trusted(
+    fields: dict[str, Any],
+    message: str,
+    room: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("foreign.py").write_text("raise SystemExit('foreign code runs')")
+    monkeypatch.syspath_prepend(str(room))
+    edit(Path("trained_agents/Pendulum-v1/agent.json"), **fields)
+    assert cli.main(["enjoy", "--env", "Pendulum-v1", "--shipped", "trained_agents"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_agent_with_wrappers_of_ones_own_is_not_packaged(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(room / "trained_agents" / "Pendulum-v1")
+    edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "foreign.Wrapper"})
+    assert cli.main(["package", "--run", PENDULUM]) == 2
+    assert "an agent's env_wrapper must be of one of the packages" in capsys.readouterr().err
+    assert contents(room / "trained_agents" / "Pendulum-v1") == before
+
+
+def test_a_card_tells_no_places_and_how_to_wrap(room: Path) -> None:
+    edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "gymnasium.wrappers.NormalizeReward"})
+    arguments = json.loads(Path(PENDULUM, "run.json").read_text())["arguments"]
+    places = ["-f", str(room / "logs"), "--start-from", str(room / "agents" / "Other-v1"), "--env-kwargs", "g:9 .8"]
+    edit(Path(PENDULUM, "run.json"), arguments=[*arguments, *places])
+    assert cli.main(["package", "--run", PENDULUM, "--episodes", "1", "--no-film"]) == 0
+    agent = folder.require_agent("Pendulum-v1", Path("trained_agents"))
+    card = (agent.folder / "README.md").read_text()
+    assert str(room) not in card + (agent.folder / "agent.json").read_text()
+    assert "--env-kwargs 'g:9 .8' --start-from Other-v1`." in card
+    assert agent.recipe == "custom, from Other-v1"
+    program = card.partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    os.chdir(agent.folder.parent)
+    exec(program, names)
+    assert names["actions"].shape == (1, 1)
+    names["env"].close()
+
+
 def test_what_is_no_run_is_named(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (room / PENDULUM / "Pendulum-v1.zip").unlink()
     for run, message in (
@@ -174,6 +239,20 @@ def test_what_is_no_run_is_named(room: Path, capsys: pytest.CaptureFixture[str])
 
 
 # ------------------------------------------------------------------ curves
+
+
+def test_a_curve_has_its_recipes_name_only_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for flags in ([], ["-params", "gamma:0.9"], ["--algo", "ppo_unclipped_paper"]):
+        assert cli.main([*TRAIN, "--seed", "1", "--env", "GridWorld-v0", *flags]) == 0
+    for run in ("ppo_clip_paper/GridWorld-v0_1", "ppo_clip_paper/GridWorld-v0_2", "ppo_unclipped_paper/GridWorld-v0_1"):
+        assert cli.main(["package", "--run", f"logs/{run}", "--curve-only"]) == 0
+    kept = [(curve.recipe, curve.algo) for curve in curves.read_curves(Path("trained_agents/GridWorld-v0"))]
+    assert kept == [("ours", "ppo_clip_paper"), ("custom", "ppo_clip_paper"), ("ours", "ppo_unclipped_paper")]
+    path = Path("trained_agents/GridWorld-v0/curves.jsonl")
+    path.write_text(path.read_text().replace("]]", "], [1, null, 2]]", 1))
+    with pytest.raises(folder.AgentError, match=r"line 1 of .* is no curve: its points are not triples of numbers"):
+        curves.read_curves(path.parent)
 
 
 def test_a_curve_is_the_runs_progress(tmp_path: Path) -> None:
@@ -261,7 +340,7 @@ def test_enjoy_and_record_play_what_ships_where_there_is_no_run(
     assert "Playing" not in capsys.readouterr().out
     assert cli.main([*own, "--shipped"]) == 0
     shown = capsys.readouterr().out
-    assert f"Playing {FLAGRUN}: ppo_clip_paper, recipe 'ours', 512 timesteps; mean return" in shown
+    assert f"Playing {FLAGRUN}: ppo_clip_paper, recipe 'custom', 512 timesteps; mean return" in shown
     assert "2 Episodes" in shown  # of eight steps: the run's env_kwargs hold
     shutil.rmtree("logs")
     assert cli.main([*own, "--stochastic", "--seed", "5"]) == 0
@@ -355,7 +434,7 @@ def test_figure4_tells_what_is_there_and_what_is_missing(room: Path, capsys: pyt
     assert cli.main(["package", "--run", run, "--recipe", "paper", "--curve-only"]) == 0
     assert cli.main(["reproduce", "figure4", "--agents", "trained_agents", "-o", "out"]) == 0
     shown = capsys.readouterr().out
-    assert "our settings, seed 4" in shown
+    assert "custom, seed 4" in shown
     assert "Table 4 as written, seed 4" in shown
     assert "its agent, deterministic, 3 episodes" in shown
     assert "No curve of RoboschoolHumanoid-v1 yet." in shown
@@ -364,8 +443,8 @@ def test_figure4_tells_what_is_there_and_what_is_missing(room: Path, capsys: pyt
     assert Path("out/figure4.png").read_bytes().startswith(b"\x89PNG")
     found = figure4.gathered(figure4.TASKS, Path("trained_agents"))
     axes = figure4.draw(found).axes[1]
-    assert axes.get_title().splitlines()[1:] == ["our settings: seed 4", "Table 4 as written: seed 4"]
-    (line,) = [line for line in axes.get_lines() if line.get_label() == "our settings"]
+    assert axes.get_title().splitlines()[1:] == ["custom: seed 4", "Table 4 as written: seed 4"]
+    (line,) = [line for line in axes.get_lines() if line.get_label() == "custom"]
     assert list(line.get_ydata()) == [point[1] for point in found.curves[FLAGRUN][0].curve]
 
 

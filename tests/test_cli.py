@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import pickle
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 import pytest
@@ -236,6 +238,48 @@ def test_the_adaptive_kl_agent_and_other_folders(capsys: pytest.CaptureFixture[s
     assert not Path("logs").exists()
 
 
+def test_a_plot_of_a_task_with_a_slash(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = Path("logs/ppo_clip_paper/Own-Env-v0_1")
+    run.mkdir(parents=True)
+    (run / "0.monitor.csv").write_text('#{"t_start": 0.0, "env_id": "Own/Env-v0"}\nr,l,t\n1.0,5,0.1\n2.0,5,0.2\n')
+    gym.register("Own/Env-v0", "gymnasium.envs.classic_control:CartPoleEnv")
+    try:
+        assert cli.main(["plot", "--env", "Own/Env-v0"]) == 0
+    finally:
+        gym.registry.pop("Own/Env-v0")
+    assert Path("logs/ppo_clip_paper/Own-Env-v0_curve.png").is_file()
+    assert "(1 run)" in capsys.readouterr().out
+
+
+def test_a_run_takes_no_folder_that_another_has_taken_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Path("logs/ppo_clip_paper/CartPole-v1_1")
+    create = zoo._OurExperiments.create_log_folder
+
+    def late(self: Any) -> None:
+        taken.mkdir(parents=True)
+        (taken / "0.monitor.csv").write_text("mine")
+        create(self)
+
+    monkeypatch.setattr(zoo._OurExperiments, "create_log_folder", late)
+    assert cli.main(["train", *SHORT_TRAINING]) == 0
+    assert [path.name for path in taken.iterdir()] == ["0.monitor.csv"]
+    assert (taken / "0.monitor.csv").read_text() == "mine"
+    assert {"CartPole-v1.zip", "run.json"} <= {path.name for path in Path(f"{taken}"[:-1] + "2").iterdir()}
+
+
+def test_the_best_models_statistics_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    from stable_baselines3.common import callbacks
+
+    returns = iter([10.0, 1.0])
+    monkeypatch.setattr(callbacks, "evaluate_policy", lambda *_, **__: ([next(returns)], [5]))
+    short = ["-n", "128", "-params", "n_steps:64", "n_envs:1", "batch_size:64", "normalize:True", *QUIET[2:]]
+    assert cli.main(["train", *short, "--eval-freq", "64", "--n-eval-envs", "1"]) == 0
+    settings = Path("logs/ppo_clip_paper/CartPole-v1_1/CartPole-v1")
+    files = [settings / "best" / "vecnormalize.pkl", settings / "vecnormalize.pkl"]
+    counts = [pickle.loads(file.read_bytes()).obs_rms.count for file in files]
+    assert counts == [pytest.approx(65, abs=1), pytest.approx(129, abs=1)]
+
+
 def test_a_plot_shows_a_short_run_too(monkeypatch: pytest.MonkeyPatch) -> None:
     assert cli.main(["train", *SHORT_TRAINING]) == 0
     from matplotlib import pyplot as plt
@@ -417,8 +461,11 @@ def test_a_recipe_of_another_folder_and_its_name_in_curves(capsys: pytest.Captur
     assert cli.main(["train", "--resume", run, "--until", "128"]) == 0
     for recipe in ([], ["--recipe", "another"]):
         assert cli.main(["package", "--run", run, "--curve-only", *recipe]) == 0
+    kept["settings"] = zoo.shipped_settings("ppo_clip_paper", task, "paper")  # as without -params
+    Path(run, "run.json").write_text(json.dumps(kept))
+    assert cli.main(["package", "--run", run, "--curve-only"]) == 0
     recipes = [curve.recipe for curve in read_curves(Path("trained_agents", task))]
-    assert recipes == ["paper", "another"]
+    assert recipes == ["custom", "another", "paper"]
     assert cli.main(["list"]) == 0
     assert f"paper  ppo_clip_paper  {task}" in capsys.readouterr().out
 

@@ -232,6 +232,16 @@ def test_another_model_is_left_as_it_was(case: Case, message: str, tmp_path: Pat
     assert all(th.equal(*pair) for pair in zip(model.policy.parameters(), before, strict=True))
 
 
+def test_another_normaliser_is_refused(tmp_path: Path) -> None:
+    export_policy(make_model(CASES["normalized"]), tmp_path)
+    model = make_model(CASES["normalized"])
+    model.env.clip_obs = 7.5
+    before = model.env.obs_rms.count
+    with pytest.raises(ValueError, match=r"model's VecNormalize must have clip_obs=\S+, as the policy's; it has 7.5"):
+        load_policy(tmp_path).start(model)
+    assert model.env.obs_rms.count == before
+
+
 # ------------------------------------------------------------------ what a loaded policy offers
 
 
@@ -864,6 +874,11 @@ def test_a_run_is_exported(run: Path, capsys: pytest.CaptureFixture[str]) -> Non
     assert_same_actions(load_policy(run / "export").predict(raw, deterministic=True)[0], expected)
     assert cli.main([*OWN, "--exp-id", "9", "-o", "mine"]) == 0
     assert load_policy("mine").normalize_obs(raw) is raw
+    # The best model's statistics are those of its time: by now the run has seen more.
+    (run / "Own-Env-v0" / "best").mkdir()
+    (run / "Own-Env-v0" / "vecnormalize.pkl").rename(run / "Own-Env-v0" / "best" / "vecnormalize.pkl")
+    model.env.obs_rms.mean += 1.0
+    model.env.save(str(run / "Own-Env-v0" / "vecnormalize.pkl"))
     assert cli.main([*OWN, "--load-best", "-o", "best", "-f", "logs"]) == 0
     assert_same_actions(load_policy("best").predict(raw, deterministic=True)[0], expected)
 

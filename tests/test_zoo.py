@@ -310,10 +310,29 @@ def test_a_config_chooses_how_environments_are_vectorised(
 def test_the_command_line_wins_over_the_config(
     make_manager: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["train", "--vec-env", "dummy"])
+    monkeypatch.setattr(zoo._OurExperiments, "chooses_vec_env", True)
     manager = make_manager(config=write_config(tmp_path, vec_env="subproc"), vec_env_type="dummy")
     manager.setup_experiment()
     assert manager.vec_env_class is DummyVecEnv
+
+
+def test_the_command_line_of_another_program_does_not(
+    make_manager: Factory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["my_script.py", "--vector-size", "3"])
+    manager = make_manager(config=write_config(tmp_path, vec_env="subproc"))
+    manager.setup_experiment()
+    assert manager.vec_env_class is SubprocVecEnv
+
+
+def test_vec_env_of_the_command_line_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl_zoo3.train
+
+    seen: list[bool] = []
+    monkeypatch.setattr(rl_zoo3.train, "train", lambda: seen.append(zoo._OurExperiments.chooses_vec_env))
+    for arguments in (["--vec-env", "dummy"], []):
+        zoo.train("train", arguments)
+    assert seen == [True, False]
 
 
 def test_a_config_gives_the_vectorised_environment_its_arguments(make_manager: Factory, tmp_path: Path) -> None:

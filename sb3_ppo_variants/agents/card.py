@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from typing import Any
 
@@ -42,8 +43,7 @@ def _text(agent: Agent, has_film: bool) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in _rows(agent).items())
     film = f"\n[A film]({FILM_FILE}) of it.\n" if has_film else ""
     name = folder_name(agent.env_id)
-    command = " ".join(["ppo-variants train", *(agent.arguments or [])])
-    trained = f"Trained by `{command}`." if agent.arguments is not None else ""
+    trained = f"Begun with: `ppo-variants train {shlex.join(agent.arguments)}`." if agent.arguments is not None else ""
     return f"""\
 # {agent.algorithm} on {agent.env_id}
 
@@ -67,6 +67,21 @@ With `sb3-ppo-variants[zoo]` installed:
 ppo-variants enjoy --env {agent.env_id} --shipped FOLDER   # the folder that holds the folder {name}
 ```
 
+{_in_python(agent, name)}
+## Training
+
+{agent.timesteps:,} timesteps{_duration(agent.wall_clock)}, seed {agent.seed}; the settings are in `{CONFIG_FILE}`.
+{trained}
+Trained with {_versions(agent.trained_with)}.
+Scored with {_versions(agent.scored_with)}.
+"""
+
+
+def _in_python(agent: Agent, name: str) -> str:
+    """How to play it from Python; where its task is wrapped, SB3's shapes are those of ``make_played_env``."""
+    kwargs = "".join(f", {key}={value!r}" for key, value in agent.env_kwargs.items())
+    if not agent.wrapping:
+        return f"""\
 ```python
 import gymnasium as gym
 
@@ -74,17 +89,21 @@ import sb3_ppo_variants
 from sb3_ppo_variants import load_policy
 
 policy = load_policy("{name}")
-env = gym.make("{agent.env_id}"{"".join(f", {key}={value!r}" for key, value in agent.env_kwargs.items())})
-observation, _ = env.reset(seed={score["first_seed"]})
+env = gym.make("{agent.env_id}"{kwargs})
+observation, _ = env.reset(seed={agent.score["first_seed"]})
 action, _ = policy.predict(observation, deterministic=True)
 ```
+"""
+    return f"""\
+```python
+from sb3_ppo_variants import load_policy
+from sb3_ppo_variants.zoo import make_played_env
 
-## Training
-
-{agent.timesteps:,} timesteps{_duration(agent.wall_clock)}, seed {agent.seed}; the settings are in `{CONFIG_FILE}`.
-{trained}
-Trained with {_versions(agent.trained_with)}.
-Scored with {_versions(agent.scored_with)}.
+policy = load_policy("{name}")
+env = make_played_env("{agent.env_id}", {agent.env_kwargs!r}, {agent.wrapping!r})  # a VecEnv, wrapped as in training
+env.seed({agent.score["first_seed"]})
+actions, _ = policy.predict(env.reset(), deterministic=True)
+```
 """
 
 

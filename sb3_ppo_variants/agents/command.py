@@ -34,7 +34,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
         "-o", "--output", type=Path, default=Path(AGENTS), help="folder of agents (default: %(default)s)"
     )
     parser.add_argument(
-        "--recipe", help="name of the run's settings in curves (default: the --recipe it was trained with, or ours)"
+        "--recipe", help="name of the run's settings in curves (default: the recipe that ships and has them, or custom)"
     )
     parser.add_argument("--load-best", action="store_true", help="the best model of the evaluations, not the last")
     parser.add_argument("--episodes", type=int, default=EPISODES, help="of the score (default: %(default)s)")

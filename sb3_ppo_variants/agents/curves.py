@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sb3_ppo_variants.agents.folder import AgentError
+from sb3_ppo_variants.agents.folder import AgentError, is_number
 
 CURVES_FILE = "curves.jsonl"
 PROGRESS_FILE = "progress.csv"
@@ -34,9 +34,9 @@ class Curve(NamedTuple):
     """points: timesteps, raw mean return of the last 100 training episodes, and wall-clock time in s"""
 
     @property
-    def key(self) -> tuple[str, int | None]:
+    def key(self) -> tuple[str, str, int | None]:
         """Of two curves with one key, the later replaces the earlier."""
-        return self.recipe, self.seed
+        return self.recipe, self.algo, self.seed
 
 
 def curve_of_run(run: Path, env_id: str, recipe: str, seed: int | None, algo: str, until: int | None = None) -> Curve:
@@ -92,15 +92,16 @@ def read_curves(folder: Path) -> list[Curve]:
 def _parsed(line: str, where: str) -> Curve:
     try:
         curve = Curve(**json.loads(line))
-        if not curve.curve or any(len(point) != 3 for point in curve.curve):
-            raise ValueError("its points are not triples")
+        if not curve.curve or not all(len(point) == 3 and all(map(is_number, point)) for point in curve.curve):
+            raise ValueError("its points are not triples of numbers")
     except (TypeError, ValueError) as error:
         raise AgentError(f"{where} is no curve: {error}") from None
     return curve
 
 
 def curves_jsonl(curves: Iterable[Curve], added: Curve) -> bytes:
-    """The content of ``curves.jsonl`` with a curve more; of the same recipe and seed it replaces the one there."""
+    """The content of ``curves.jsonl`` with a curve more; of the same recipe, algorithm and seed it replaces
+    the one there."""
     known: dict[Any, Curve] = {curve.key: curve for curve in curves}
     known[added.key] = added
     lines = [json.dumps(curve._asdict(), ensure_ascii=False, allow_nan=False) for curve in known.values()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +28,9 @@ PLAYED_FILES = (DESCRIPTION_FILE, WEIGHTS_FILE, CONFIG_FILE)
 """what is played depends on these: ``agent.json`` has their checksums"""
 WRAPPING_KEYS = ("env_wrapper", "vec_env_wrapper", "frame_stack")
 """settings of a run that an agent needs to see the task as it did"""
+
+WRAPPERS_OF = ("gymnasium", "rl_zoo3", "sb3_contrib", "sb3_ppo_variants", "stable_baselines3")
+"""packages whose wrappers an agent may name: a folder may be anybody's, and no other code is imported for it"""
 
 FORMAT = "sb3-ppo-variants agent"
 VERSION = 1
@@ -57,7 +61,7 @@ class Agent(NamedTuple):
     wall_clock: float | None
     """of the training, s; None: the run has no ``progress.csv``"""
     arguments: list[str] | None
-    """of ``ppo-variants train``; None: the run has no ``run.json``"""
+    """of ``ppo-variants train``, without settings and folders; None: the run has no ``run.json``"""
     trained_with: dict[str, str]
     """versions, as the model's zip has them"""
     score: dict[str, Any]
@@ -138,11 +142,47 @@ def read_agent(folder: Path) -> Agent:
     if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (FORMAT, VERSION):
         raise AgentError(f"{path} is none of a {FORMAT}, version {VERSION}")
     agent = Agent(folder, **{name: _field(content, name, path) for name in Agent._fields[1:]})
+    _check(agent, path)
     for name in PLAYED_FILES:
         if _field(content, "sha256", path).get(name) != _sha256(folder / name):
             raise AgentError(f"{folder / name} is not the file that {AGENT_FILE} belongs to (sha256): package it anew")
     return agent
 
+
+def _check(agent: Agent, path: Path) -> None:
+    if folder_name(agent.env_id) != agent.folder.resolve().name:
+        raise AgentError(f"{path} is of an agent for {agent.env_id}, and must lie in a folder of that name")
+    wrong = [name for name in SCORE_FIELDS if not is_number(agent.score.get(name))]
+    if wrong:
+        raise AgentError(f"'score' in {path} must have a number as {wrong[0]!r}; got {agent.score.get(wrong[0])!r:.80}")
+    try:
+        check_wrappers(agent.wrapping)
+    except ValueError as error:
+        raise AgentError(f"{path}: {error}") from None
+
+
+def check_wrappers(wrapping: Mapping[str, Any]) -> None:
+    """Check that an agent needs no code but that of ``WRAPPERS_OF``.
+
+    :param wrapping: settings of ``WRAPPING_KEYS``
+    :raises ValueError: if it does; names the wrapper
+    """
+    for key in WRAPPING_KEYS[:2]:
+        value = wrapping.get(key)
+        for item in value if isinstance(value, list) else [value]:
+            name = next(iter(item), None) if isinstance(item, Mapping) else item
+            if name is not None and (not isinstance(name, str) or name.partition(".")[0] not in WRAPPERS_OF):
+                packages = ", ".join(WRAPPERS_OF)
+                raise ValueError(f"an agent's {key} must be of one of the packages {packages}; got {name!r:.80}")
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a finite one."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+SCORE_FIELDS = ("mean", "std", "min", "max", "mean_length", "terminated", "episodes", "first_seed")
+"""of a score, what every task's has"""
 
 _TYPES: dict[str, tuple[type, ...]] = {
     "env_id": (str,),

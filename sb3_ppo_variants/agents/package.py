@@ -23,6 +23,7 @@ from sb3_ppo_variants.agents.folder import (
     WRAPPING_KEYS,
     Agent,
     agent_json,
+    check_wrappers,
     folder_name,
 )
 from sb3_ppo_variants.agents.scoring import (
@@ -37,10 +38,14 @@ from sb3_ppo_variants.agents.scoring import (
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all
-from sb3_ppo_variants.runs import RUN_FILE, read_run, recipe_of
+from sb3_ppo_variants.runs import RUN_FILE, begun_with, read_run, without_places
 from sb3_ppo_variants.safe_yaml import load_run_yaml
+from sb3_ppo_variants.zoo import shipped_settings
 
 FILM_SECONDS = 10.0
+CUSTOM_RECIPE = "custom"
+"""what settings are called that no recipe has"""
+_LENGTH = "n_timesteps"
 SCORED_WITH = ("sb3-ppo-variants", "stable_baselines3", "torch", "numpy", "gymnasium", "pybullet")
 TRAINED_WITH = ("Python", "Stable-Baselines3", "PyTorch", "Numpy", "Gymnasium")
 """of the lines that SB3 writes into a model's zip"""
@@ -61,8 +66,12 @@ class RunToPackage(NamedTuple):
 
     @property
     def recipe(self) -> str:
-        """What its settings are called."""
-        return recipe_of(self.arguments or [])
+        """What its settings are called: those of a recipe that ships by its name, but for the run's length."""
+        recipe, start = begun_with(self.arguments or [])
+        shipped = shipped_settings(self.algo, self.env_id, recipe)
+        if shipped is None or {**shipped, _LENGTH: None} != {**self.settings, _LENGTH: None}:
+            recipe = CUSTOM_RECIPE
+        return recipe if start is None else f"{recipe}, from {start.name}"
 
     @property
     def described(self) -> Path:
@@ -96,7 +105,8 @@ def package(
 
     :param run: the run's folder, ``<logs>/<algo>/<task>_<number>``
     :param agents: the folder of agents
-    :param recipe: what the run's settings are called in curves; None: as the ``--recipe`` that it was trained with
+    :param recipe: what the run's settings are called in curves; None: the recipe that has them, or ``"custom"``, and
+        the agent that the run began with
     :param load_best: take the best model of the evaluations, not the last
     :param episodes: of the score
     :param workers: processes that score
@@ -104,6 +114,8 @@ def package(
     :raises ValueError: for a run that cannot be packaged; says what it lacks
     """
     known = read_run_to_package(run)
+    wrapping = {key: known.settings[key] for key in WRAPPING_KEYS if known.settings.get(key) is not None}
+    check_wrappers(wrapping)
     recipe = recipe or known.recipe
     trained = _read_zip(run / ("best_model.zip" if load_best else f"{known.name}.zip"))
     folder = agents / folder_name(known.env_id)
@@ -112,9 +124,8 @@ def package(
         curve = curve_of_run(run, known.env_id, recipe, trained.seed, known.algo, trained.timesteps)
     before = read_curves(folder)
     with tempfile.TemporaryDirectory() as staged:
-        export_run(known.algo, trained.path, known.described, Path(staged))
+        export_run(known.algo, trained.path, known.described, Path(staged), best=load_best)
         contents = {name: Path(staged, name).read_bytes() for name in PLAYED_FILES if name != CONFIG_FILE}
-        wrapping = {key: known.settings[key] for key in WRAPPING_KEYS if known.settings.get(key) is not None}
         player = Player(Path(staged), known.env_id, known.env_kwargs, wrapping)
         played = play(player, episodes, workers)
         if with_film:
@@ -130,7 +141,7 @@ def package(
         seed=trained.seed,
         timesteps=trained.timesteps,
         wall_clock=None if curve is None else curve.wall_clock,
-        arguments=known.arguments,
+        arguments=None if known.arguments is None else without_places(known.arguments),
         trained_with=trained.versions,
         score=summarized(played),
         scored_with=_installed(),
@@ -147,8 +158,7 @@ def add_curve(run: Path, agents: Path, *, recipe: str | None = None) -> Path:
 
     :param run: the run's folder; one that still trains will do
     :param agents: the folder of agents
-    :param recipe: what the run's settings are called; None: as the ``--recipe`` that it was trained with. A curve of
-        the same recipe and seed is replaced
+    :param recipe: as of :func:`package`; a curve of the same recipe, algorithm and seed is replaced
     :return: the file with the curves
     :raises ValueError: for a run that has none
     """

@@ -97,7 +97,7 @@ def described(found: Figure4, render: Any = plain) -> str:
     cells = []
     for task in found.tasks:
         for curve in found.curves[task]:
-            label = f"{_label(curve.recipe)}, seed {curve.seed}"
+            label = f"{_label(curve)}, seed {curve.seed}"
             hours = f"{curve.wall_clock / 3600:.1f}"
             cells.append([task, label, f"{curve.timesteps:,}", hours, number(curve.mean_return, ",.0f")])
         if task in found.agents:
@@ -117,14 +117,16 @@ def _missing(found: Figure4) -> list[str]:
     return [task for task in found.tasks if not found.curves[task]]
 
 
-def _label(recipe: str) -> str:
-    return RECIPES.get(recipe, recipe)
+def _label(curve: Curve) -> str:
+    """What the settings of a run are called: the algorithm too, unless it is the clipping one."""
+    recipe = RECIPES.get(curve.recipe, curve.recipe)
+    return recipe if curve.algo == "ppo_clip_paper" else f"{recipe}, {curve.algo}"
 
 
 def draw(found: Figure4) -> Any:
-    """The picture: a panel for each task, a line for each run, a colour for each recipe."""
-    recipes = sorted({curve.recipe for curves in found.curves.values() for curve in curves})
-    colors = {recipe: _COLORS[place % len(_COLORS)] for place, recipe in enumerate(recipes)}
+    """The picture: a panel for each task, a line for each run, a colour for each recipe and algorithm."""
+    labels = sorted({_label(curve) for curves in found.curves.values() for curve in curves})
+    colors = {label: _COLORS[place % len(_COLORS)] for place, label in enumerate(labels)}
     figure = drawing.new_figure(3.4 * len(found.tasks) + 0.2, 3.4)
     panels = figure.subplots(1, len(found.tasks), squeeze=False)[0]
     handles: dict[str, Any] = {}
@@ -140,7 +142,7 @@ def draw(found: Figure4) -> Any:
 def _draw_task(axes: Any, task: str, curves: Sequence[Curve], colors: dict[str, str]) -> None:
     for curve in curves:
         steps, means = ([point[place] for point in curve.curve] for place in (0, 1))
-        axes.plot(steps, means, color=colors[curve.recipe], linewidth=1.1, label=_label(curve.recipe))
+        axes.plot(steps, means, color=colors[_label(curve)], linewidth=1.1, label=_label(curve))
     end = PAPER_ENDS[task.rpartition("-")[0]]
     axes.plot(*end, "*", color="black", markersize=9, label="end of the paper's curve (-v0)", clip_on=False)
     axes.axhline(OPENAI_AGENTS[task], color="gray", linestyle=":", linewidth=1, label="OpenAI's agent of 2017")
@@ -158,7 +160,7 @@ def _draw_task(axes: Any, task: str, curves: Sequence[Curve], colors: dict[str, 
 
 def _seeds(curves: Sequence[Curve]) -> str:
     """Which seeds each recipe was run with, a line for each."""
-    by_recipe: dict[str, list[str]] = {}
+    by_label: dict[str, list[str]] = {}
     for curve in curves:
-        by_recipe.setdefault(curve.recipe, []).append(str(curve.seed))
-    return "\n".join(f"{_label(recipe)}: seed {', '.join(seeds)}" for recipe, seeds in by_recipe.items())
+        by_label.setdefault(_label(curve), []).append(str(curve.seed))
+    return "\n".join(f"{label}: seed {', '.join(seeds)}" for label, seeds in by_label.items())
