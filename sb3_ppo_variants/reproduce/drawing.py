@@ -63,7 +63,9 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
     columns = min(4, len(tasks))
     n_rows = math.ceil(len(tasks) / columns)
     has_place = n_rows * columns > len(tasks)  # for the legend, among the panels
-    figure = new_figure(max(6.6, 3.3 * columns), 2.6 * n_rows + (0.4 if has_place else 0.6 + 0.2 * len(styles) / 4))
+    legend_columns = 3 if columns < 3 else 4
+    below = 0.4 if has_place else 0.6 + 0.2 * len(styles) / legend_columns
+    figure = new_figure(max(6.6, 3.3 * columns), 2.6 * n_rows + below)
     panels = figure.subplots(n_rows, columns, squeeze=False).flatten()
     alpha = BAND_ALPHA if len(styles) <= MANY else BAND_ALPHA_OF_MANY
     for panel, task in zip(panels, tasks, strict=False):
@@ -87,7 +89,7 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
         figure.legend(
             *listed,
             loc="outside lower center",
-            ncols=min(4 if len(tasks) > 1 else 3, len(labels)),
+            ncols=min(legend_columns, len(labels)),
             fontsize=8,
             frameon=False,
         )

@@ -135,7 +135,7 @@ def draw(found: Figure4) -> Any:
         drawn, names = panel.get_legend_handles_labels()
         handles.update(zip(names, drawn, strict=True))
     panels[0].set_ylabel("return, mean of 100 episodes", fontsize=8)
-    figure.legend(handles.values(), handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles, loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return figure
 
 

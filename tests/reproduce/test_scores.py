@@ -237,5 +237,18 @@ def test_gaps_in_curves_are_bridged() -> None:
     assert values.tolist() == [[4, 4, 6, 8], [1, 2, 3, 3]]
 
 
+@pytest.mark.parametrize("n_tasks", [1, 2, 3, 4])
+def test_the_legend_is_in_the_picture(n_tasks: int) -> None:
+    tasks = ["Hopper-v5", "Reacher-v5", "Swimmer-v5", "Walker2d-v5"][:n_tasks]
+    selection = selected(TABLE_1_SETTINGS, tasks, None, (0, 1), 5000)
+    zeros = {task: RandomReturn(task, 10, 0.0, 0.1, 0, {}) for task in tasks}
+    figure = table1.draw_curves(table1.tabulated(selection, [row_of(run, 5000) for run in selection.runs()], zeros))
+    figure.draw_without_rendering()
+    assert len(figure.legends) == 1
+    box, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert whole.y0 <= box.y0 < box.y1 <= whole.y1
+
+
 def test_results_folder_of_a_task_with_a_module(tmp_path: Path) -> None:
     assert Results(tmp_path, 10).path("some.module:Task-v0").name == "Task-v0.jsonl"
