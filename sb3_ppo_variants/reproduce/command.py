@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_ppo_variants.reproduce.places import OUTPUT
+
 DESCRIPTION = """\
 Make the paper's Table 1 and Figs. 1 to 5 anew. What has been trained stays in a folder of results, and is not trained
 again: a command that is interrupted, or killed, goes on where it was, and with complete results only draws. Any number
@@ -17,7 +19,6 @@ MODULES_TO_DRAW = ("matplotlib",)
 """what the figures of trained agents need"""
 MODULES = ("mujoco", "matplotlib", "rliable", "scipy", "filelock", "sb3_contrib")
 NEEDS = 'needs the [reproduce] extra: pip install "sb3-ppo-variants[reproduce]"'
-OUTPUT = "reproduction"
 QUICK_WORKERS = 2
 FAILED = 1
 """exit code if a worker did not end well"""

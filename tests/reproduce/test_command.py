@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -132,3 +134,12 @@ def test_places(tmp_path: Path) -> None:
     assert Places.of(None) == (Path("reproduction/results"), shipped_results())
     assert Places.of(tmp_path) == (tmp_path, None)
     assert (shipped_results() / "README.md").is_file()
+
+
+def test_the_command_line_takes_its_folder_of_output_from_the_places_and_reads_no_results_for_that() -> None:
+    code = (
+        "import sys; from sb3_ppo_variants.reproduce import places; places.OUTPUT = 'elsewhere';"
+        "from sb3_ppo_variants.reproduce import command; assert command.OUTPUT == 'elsewhere';"
+        "assert not {'torch', 'filelock', 'sb3_ppo_variants.reproduce.results'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
