@@ -24,7 +24,13 @@ from sb3_ppo_variants.reproduce.settings import (
 )
 
 
-def test_figure1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure1_needs_only_what_drawing_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("mujoco", "rliable", "scipy", "sb3_contrib"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main(["reproduce", "table1", "-o", str(tmp_path)]) == 2
+    assert "there is no mujoco" in capsys.readouterr().err
     assert cli.main(["reproduce", "figure1", "-o", str(tmp_path / "out")]) == 0
     assert f"File: {tmp_path / 'out' / 'figure1.svg'}" in capsys.readouterr().out
 
@@ -58,7 +64,7 @@ def test_a_string_is_no_list_of_names(tmp_path: Path) -> None:
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(command, "MODULES", ("no_such_module",))
-    assert cli.main(["reproduce", "figure1"]) == 2
+    assert cli.main(["reproduce", "table1"]) == 2
     assert 'pip install "sb3-ppo-variants[reproduce]"' in capsys.readouterr().err
 
 
