@@ -93,19 +93,21 @@ class Results:
         :raises ValueError: if a file cannot be read, or has a result of one of them with other settings
         """
         wanted = list(runs)
-        files: dict[str, dict[tuple[str, int], Row]] = {}
+        files: dict[str, dict[tuple[str, int], tuple[Row, Path]]] = {}
         found = {}
         for run in wanted:
             if run.task not in files:
-                files[run.task] = {}
-                for folder in (self.shipped, self.folder):
-                    if folder is not None:
-                        files[run.task].update(_read(self.path(run.task, folder), run.task, self.timesteps))
-            row = files[run.task].get((run.setting.name, run.seed))
-            if row is not None:
-                _require_same_settings(run, row, self.path(run.task))
-                found[run] = row
+                files[run.task] = self._read(run.task)
+            known = files[run.task].get((run.setting.name, run.seed))
+            if known is not None:
+                _require_same_settings(run, *known)
+                found[run] = known[0]
         return found
+
+    def _read(self, task: str) -> dict[tuple[str, int], tuple[Row, Path]]:
+        """A task's rows by setting and seed, each with the file that it is in."""
+        paths = [self.path(task, folder) for folder in (self.shipped, self.folder) if folder is not None]
+        return {key: (row, path) for path in paths for key, row in _read(path, task, self.timesteps).items()}
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Those of the runs that are still to be done, in their order."""
@@ -175,7 +177,7 @@ def _require_same_settings(run: Run, row: Row, path: Path) -> None:
     for name in sorted({*now, *then} - later):
         if now.get(name) != then.get(name):
             raise ValueError(
-                f"{path.name} has a result of {run.setting.name} with seed {run.seed}, but with {name} = "
+                f"{path} has a result of {run.setting.name} with seed {run.seed}, but with {name} = "
                 f"{shown(then.get(name))} in place of {shown(now.get(name))}: give another --results folder, or remove "
                 "that line"
             )

@@ -108,6 +108,17 @@ def test_an_argument_that_came_later_and_has_its_default_is_no_other_setting(tmp
         results.missing([run])
 
 
+def test_other_settings_are_named_with_the_file_that_they_are_in(tmp_path: Path) -> None:
+    first, second = (Run("Hopper-v5", SETTINGS["none"], seed) for seed in (0, 1))
+    for folder, run in (("own", first), ("shipped", second)):
+        row = row_of(run, STEPS)
+        Results(tmp_path / folder, STEPS).add([row._replace(settings={**row.settings, "gamma": 0.9})])
+    results = Results(tmp_path / "own", STEPS, tmp_path / "shipped")
+    for run, path in ((first, results.path("Hopper-v5")), (second, tmp_path / "shipped" / "5000" / "Hopper-v5.jsonl")):
+        with pytest.raises(ValueError, match=rf"^{path} has a result of none with seed {run.seed}, but with gamma = "):
+            results.missing([run])
+
+
 @pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}'])
 def test_what_is_no_result_is_named(tmp_path: Path, line: str) -> None:
     results = Results(tmp_path, STEPS)
