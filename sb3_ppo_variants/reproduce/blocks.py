@@ -21,6 +21,7 @@ from typing import Any
 import gymnasium as gym
 from filelock import FileLock, Timeout
 
+from sb3_ppo_variants.agents.folder import folder_name
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.processes import WorkerError, in_processes
@@ -53,7 +54,7 @@ class Block:
     def name(self) -> str:
         """Of its folder: the same for the same runs with the same settings."""
         digest = hashlib.sha256(json.dumps(self.listed()).encode()).hexdigest()[:12]
-        return f"{self.task.rpartition(':')[2]}-{digest}"
+        return f"{folder_name(self.task)}-{digest}"
 
     def listed(self) -> dict[str, Any]:
         """All that its trainings depend on beside their length, as JSON has it."""

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from sb3_ppo_variants.agents.folder import folder_name
 from sb3_ppo_variants.arguments import shown
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run
@@ -85,7 +86,7 @@ class Results:
 
     def path(self, task: str, folder: Path | None = None) -> Path:
         """A task's file."""
-        return (folder or self.folder) / str(self.timesteps) / f"{task.rpartition(':')[2]}.jsonl"
+        return (folder or self.folder) / str(self.timesteps) / f"{folder_name(task)}.jsonl"
 
     def rows(self, runs: Iterable[Run]) -> dict[Run, Row]:
         """What there is of these runs; where it is in both folders, ``folder``'s.

@@ -14,6 +14,7 @@ import pytest
 from sb3_ppo_variants.reproduce.blocks import WorkerError, _claimed, blocks_of, run_blocks
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, Run, Selection, selected
+from tests.reproduce.environments import NAMESPACED
 from tests.reproduce.pretended import TASKS, die_once, pretend, row_of
 
 STEPS = 5000
@@ -226,6 +227,20 @@ def test_an_interrupted_block_is_gone_on_with_in_its_folder(tmp_path: Path) -> N
     assert folders.count(begun.name) == 4
     assert len(trained(results)) == len(set(trained(results))) == 12
     assert not begun.exists()
+
+
+def test_a_task_with_a_namespace_is_gone_on_with_and_removed_like_others(tmp_path: Path) -> None:
+    results = Results(tmp_path, STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks("test", selection_of(tasks=(NAMESPACED,)), results, train=_fail)
+    (begun,) = (path for path in results.in_progress.iterdir() if path.is_dir())
+    selection = selection_of(("none", "clip_0.1", "clip_0.2"), tasks=(NAMESPACED,))
+    run_blocks("test", selection, results, train=pretend)
+    folders = [line.split()[0] for line in (results.in_progress / "trained.txt").read_text().splitlines()]
+    assert folders.count(begun.name) == 4
+    assert results.missing(selection.runs()) == []
+    assert results.path(NAMESPACED) == tmp_path / str(STEPS) / "tests-Echo-v0.jsonl"
+    assert [path.name for path in results.in_progress.iterdir() if path.is_dir()] == []
 
 
 def test_a_block_of_another_selection_is_left_alone(tmp_path: Path) -> None:
