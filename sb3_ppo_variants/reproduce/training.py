@@ -54,16 +54,16 @@ def _own_folder(folder: Path, index: int) -> Path:
 
 def _train_stacked(runs: Sequence[Run], timesteps: int, folder: Path) -> list[int | None]:
     """:return: of each run the timestep at which it diverged, or None"""
-    from sb3_ppo_variants.many.training import DivergenceWarning, train_many
+    from sb3_ppo_variants.many.training import DivergenceWarning, train_agents
 
     task = runs[0].task
-    agents = [(run.setting.algorithm_class, run.setting.arguments(task), run.seed) for run in runs]
+    specs = [(run.setting.algorithm_class, run.setting.arguments(task), run.seed) for run in runs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)  # it is in the row
-        models = train_many(agents, task, timesteps, folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
-    for model in models:
-        model.env.close()
-    return [model.num_timesteps if model.num_timesteps < timesteps else None for model in models]
+        agents = train_agents(specs, task, timesteps, folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
+    for agent in agents:
+        agent.model.env.close()
+    return [None if agent.error is None else agent.model.num_timesteps for agent in agents]
 
 
 def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -97,6 +98,17 @@ def test_actions_are_not_clipped(name: str, tmp_path: Path) -> None:
     # The larger of two actions of deviation 1, five times; clipped to the box it would be 0.5.
     assert row.score > 2
     assert row.settings["clip_actions"] is False
+
+
+def _diverging_after(n_steps: int) -> Run:
+    """A run whose first update, after so many timesteps, diverges."""
+    own = (("learning_rate", 1e38), ("n_steps", n_steps), ("batch_size", n_steps), ("n_epochs", 2))
+    return Run(ECHO, dataclasses.replace(SETTINGS["none"], own=own), 0)
+
+
+def test_a_training_that_diverges_in_its_last_update_has_diverged(tmp_path: Path) -> None:
+    (row,) = train_runs([_diverging_after(64)], 64, tmp_path)
+    assert (row.diverged, row.episodes) == (64, 12)  # of five timesteps
 
 
 @pytest.mark.slow
