@@ -38,8 +38,8 @@ class Row(NamedTuple):
     seed: int
     timesteps: int
     """that were asked for; runs end with their rollouts, and so a little later"""
-    score: float
-    """mean raw return of the last 100 episodes, or of all where fewer ended"""
+    score: float | None
+    """mean raw return of the last 100 episodes, or of all where fewer ended; None: it diverged before one had ended"""
     episodes: int
     """that ended"""
     diverged: int | None
@@ -164,8 +164,11 @@ def _parsed(line: str, where: str) -> Row:
         row = Row(**content)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where} is no result ({error}): remove it, and the run will be done again") from error
-    is_one = isinstance(row.score, (int, float)) and math.isfinite(row.score) and isinstance(row.curve, list)
-    if not is_one or not isinstance(row.settings, dict):
+    if row.score is None:
+        has_score = row.diverged is not None and row.episodes == 0
+    else:
+        has_score = isinstance(row.score, (int, float)) and math.isfinite(row.score)
+    if not has_score or not isinstance(row.curve, list) or not isinstance(row.settings, dict):
         raise ValueError(f"{where} is no result: remove it, and the run will be done again")
     return row
 

@@ -27,7 +27,7 @@ def train_runs(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
     :param timesteps: of each
     :param folder: for what is kept until they are done
     :return: their results
-    :raises ValueError: if the timesteps are too few for an episode to end
+    :raises ValueError: if the timesteps are too few for an episode to end of a run that has not diverged
     """
     import torch as th
 
@@ -121,7 +121,7 @@ def _tells_of_divergence(error: Exception) -> bool:
 def _row(run: Run, timesteps: int, folder: Path, diverged: int | None) -> Row:
     episodes = read_episodes(folder)
     score = episodes.score()
-    if math.isnan(score):
+    if math.isnan(score) and diverged is None:
         raise ValueError(f"timesteps must be enough for an episode of {run.task} to end; got {timesteps}")
     settings: dict[str, Any] = run.setting.described(run.task)
     return Row(
@@ -129,7 +129,7 @@ def _row(run: Run, timesteps: int, folder: Path, diverged: int | None) -> Row:
         setting=run.setting.name,
         seed=run.seed,
         timesteps=timesteps,
-        score=round(score, 6),
+        score=None if math.isnan(score) else round(score, 6),
         episodes=len(episodes.returns),
         diverged=diverged,
         algorithm=run.setting.algorithm,

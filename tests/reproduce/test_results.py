@@ -120,11 +120,13 @@ def test_other_settings_are_named_with_the_file_that_they_are_in(tmp_path: Path)
             results.missing([run])
 
 
-@pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}'])
-def test_what_is_no_result_is_named(tmp_path: Path, line: str) -> None:
+@pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}', None])
+def test_what_is_no_result_is_named(tmp_path: Path, line: str | None) -> None:
     results = Results(tmp_path, STEPS)
     run = Run("Hopper-v5", SETTINGS["none"], 0)
     results.add([row_of(run, STEPS)])
+    if line is None:  # only what has diverged may have no score
+        line = json.dumps(row_of(run, STEPS)._replace(seed=1, score=None)._asdict())
     with open(results.path("Hopper-v5"), "a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"line 2 of .*Hopper-v5.jsonl is no result"):
