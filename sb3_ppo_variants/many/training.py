@@ -78,18 +78,51 @@ def train_many(
     :raises ValueError: for an argument outside its range, and for agents that cannot be stacked; names the setting
     :raises BundleError: if bundles cannot be read or are of another run, or another process trains in the folder
     """
+    made = train_agents(
+        _specs(agents, seeds),
+        env,
+        total_timesteps,
+        settings,
+        policy=policy,
+        n_envs=n_envs,
+        folder=folder,
+        resume=resume,
+        bundle_interval=bundle_interval,
+    )
+    return [agent.model for agent in made]
+
+
+def train_agents(
+    specs: Sequence[AgentSpec],
+    env: str | Callable[[], Any],
+    total_timesteps: int,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    policy: str = "MlpPolicy",
+    n_envs: int = 1,
+    folder: str | Path | None = None,
+    resume: Resume = False,
+    bundle_interval: float = BUNDLE_INTERVAL,
+) -> list[Agent]:
+    """What :func:`train_many` does, for callers that must know whose training has diverged.
+
+    :param specs: as :func:`train_many`'s ``agents``, each with its seed
+    :param settings: of all; None: none
+    :return: the agents: ``model`` as after ``learn``, and ``error``, None where the training came to its end
+    :raises ValueError: as there
+    :raises BundleError: as there
+    """
     require("total_timesteps", total_timesteps, "an integer >= 1", lambda value: value >= 1, integer=True)
     require("n_envs", n_envs, "an integer >= 1", lambda value: value >= 1, integer=True)
     require("bundle_interval", bundle_interval, "a finite number >= 0", lambda value: 0 <= value < math.inf)
     require_choice("resume", resume, (True, False, "auto"))
     if resume and folder is None:
         raise ValueError("folder must name the folder of the runs that are to be resumed; got None")
-    specs = _specs(agents, seeds)
     folders = [None if folder is None else Path(folder) / f"agent_{index:03}" for index in range(len(specs))]
     for each in folders:
         if each is not None:
             require_resumable(each, resume)
-    made = _made(specs, env, policy, n_envs, folders, settings)
+    made = _made(specs, env, policy, n_envs, folders, settings or {})
     with (
         begun(made, folders, total_timesteps, resume, bundle_interval) as runs,
         runs[0].on_termination(),
@@ -97,8 +130,8 @@ def train_many(
     ):
         for failed in training:
             for agent in failed:
-                warnings.warn(f"{agent.name} ends: {agent.error}", DivergenceWarning, stacklevel=2)
-    return [agent.model for agent in made]
+                warnings.warn(f"{agent.name} ends: {agent.error}", DivergenceWarning, stacklevel=3)
+    return made
 
 
 def _specs(agents: Any, seeds: Iterable[int] | None) -> list[AgentSpec]:

@@ -21,6 +21,7 @@ from typing import Any
 import gymnasium as gym
 from filelock import FileLock, Timeout
 
+from sb3_ppo_variants.agents.folder import folder_name
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.processes import WorkerError, in_processes
@@ -41,24 +42,23 @@ TrainRuns = Callable[[Sequence[Run], int, Path], list[Row]]
 
 @dataclass(frozen=True)
 class Block:
-    """Runs of one task that are trained in one process."""
+    """Runs of one task that are trained in one process.
 
+    :param name: of its folder
+    """
+
+    name: str
     runs: tuple[Run, ...]
+
+    @classmethod
+    def of(cls, runs: Sequence[Run]) -> Block:
+        """Named after its runs: the same for the same ones with the same settings."""
+        digest = hashlib.sha256(json.dumps(_listed(runs)).encode()).hexdigest()[:12]
+        return cls(f"{folder_name(runs[0].task)}-{digest}", tuple(runs))
 
     @property
     def task(self) -> str:
         return self.runs[0].task
-
-    @property
-    def name(self) -> str:
-        """Of its folder: the same for the same runs with the same settings."""
-        digest = hashlib.sha256(json.dumps(self.listed()).encode()).hexdigest()[:12]
-        return f"{self.task.rpartition(':')[2]}-{digest}"
-
-    def listed(self) -> dict[str, Any]:
-        """All that its trainings depend on beside their length, as JSON has it."""
-        runs = [[run.setting.name, run.seed, run.setting.described(self.task)] for run in self.runs]
-        return {"task": self.task, "runs": runs}
 
     def __str__(self) -> str:
         settings = sorted({run.setting.name for run in self.runs})
@@ -67,41 +67,55 @@ class Block:
         return f"{self.task}, {what}, seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
 
 
+def _listed(runs: Sequence[Run]) -> dict[str, Any]:
+    """All that the trainings of a block depend on beside their length, as JSON has it."""
+    task = runs[0].task
+    return {"task": task, "runs": [[run.setting.name, run.seed, run.setting.described(task)] for run in runs]}
+
+
 def blocks_of(results: Results, runs: Sequence[Run], size: int = RUNS_IN_A_BLOCK) -> list[Block]:
-    """The blocks of what is missing of these runs, in their order; those that were begun stay as they were begun.
+    """The blocks of these runs of which something is missing, in their order.
+
+    How they are cut, and so whose lock keeps a run from being trained twice, does not depend on what is done: two
+    machines that begin at different times cut the same. What other cuts have begun stays as it was begun.
 
     :param size: runs in a block, at most
     """
-    missing = results.missing(runs)
-    blocks = []
-    for begun in _begun(results):
-        todo = set(begun.runs) & set(missing)
-        # Another selection's stays where it is: it would train what nobody asked for here.
-        if todo and set(begun.runs) <= set(runs):
-            blocks.append(begun)
-            missing = [run for run in missing if run not in todo]
+    missing = set(results.missing(runs))
+    # Another selection's stays where it is: it would train what nobody asked for here.
+    blocks = [block for block in _begun(results) if set(block.runs) <= set(runs) and missing & set(block.runs)]
+    missing -= {run for block in blocks for run in block.runs}
     stacks: dict[Any, list[Run]] = {}
-    for index, run in enumerate(missing):
+    for index, run in enumerate(runs):
         stacks.setdefault(run.task if run.setting.stacked else index, []).append(run)
     for stack in stacks.values():
-        blocks += [Block(tuple(stack[start : start + size])) for start in range(0, len(stack), size)]
+        for start in range(0, len(stack), size):
+            cut = Block.of(stack[start : start + size])
+            todo = tuple(run for run in cut.runs if run in missing)
+            if todo:
+                blocks.append(Block(cut.name, todo))
     order = {run: place for place, run in enumerate(runs)}
-    return sorted(blocks, key=lambda block: min(order[run] for run in block.runs))
+    first: dict[str, int] = {}
+    for block in blocks:  # what is begun in a folder comes before what is missing beside it
+        first[block.name] = min(first.get(block.name, len(runs)), *(order[run] for run in block.runs))
+    return sorted(blocks, key=lambda block: first[block.name])
 
 
 def _begun(results: Results) -> list[Block]:
     """The blocks that earlier processes have begun, and whose settings are today's."""
-    found = []
-    for path in sorted(results.in_progress.glob(f"*/{LIST}")):
-        try:
-            listed = json.loads(path.read_bytes())
-            block = Block(tuple(Run(listed["task"], SETTINGS[name], seed) for name, seed, _ in listed["runs"]))
-            is_todays = block.name == path.parent.name
-        except (OSError, ValueError, KeyError, TypeError, ImportError, gym.error.Error):  # as of a task not known here
-            continue
-        if is_todays:
-            found.append(block)
-    return found
+    found = ((path.parent.name, _runs_begun(path.parent)) for path in sorted(results.in_progress.glob(f"*/{LIST}")))
+    return [Block(name, runs) for name, runs in found if runs]
+
+
+def _runs_begun(folder: Path) -> tuple[Run, ...]:
+    """The runs that a block's folder lists; none where it has no list, or one whose settings are not today's."""
+    try:
+        listed = json.loads((folder / LIST).read_bytes())
+        runs = tuple(Run(listed["task"], SETTINGS[name], seed) for name, seed, _ in listed["runs"])
+        is_todays = _listed(runs) == listed
+    except (OSError, ValueError, LookupError, TypeError, ImportError, gym.error.Error):  # as of a task not known here
+        return ()
+    return runs if is_todays else ()
 
 
 def run_blocks(
@@ -113,7 +127,8 @@ def run_blocks(
 ) -> None:
     """Do what is missing of a selection.
 
-    Several calls, on any machines that share the folder, may work on it at the same time.
+    Several calls, on any machines that share the folder, may work on it at the same time; those with the same selection
+    and number of workers cut the same blocks, and train no run twice.
 
     :param title: for messages
     :param workers: number of processes on this machine, with one torch thread each; 1: this one
@@ -122,11 +137,12 @@ def run_blocks(
     :raises WorkerError: if a worker does not end well; its own words are on standard error
     """
     require("workers", workers, "an integer >= 1", lambda value: value >= 1, integer=True)
-    _remove_done(results, selection.runs())
-    n_runs = len(results.missing(selection.runs()))
-    blocks = blocks_of(results, selection.runs(), min(RUNS_IN_A_BLOCK, max(1, math.ceil(n_runs / workers))))
+    runs = selection.runs()
+    _remove_done(results, runs)
+    blocks = blocks_of(results, runs, min(RUNS_IN_A_BLOCK, math.ceil(len(runs) / workers)))
     if not blocks:
         return
+    n_runs = len(results.missing(runs))
     print(f"[{title}] {n_runs} runs of {selection.timesteps:,} timesteps to do, in {len(blocks)} blocks", flush=True)
     workers = min(workers, len(blocks))
     if workers == 1:
@@ -136,15 +152,31 @@ def run_blocks(
 
 
 def work(title: str, results: Results, blocks: Sequence[Block], train: TrainRuns = train_runs) -> None:
-    """Take one block after another, of those that no other process has, and train it."""
+    """Take one block after another, of those that no other process has, and train what is missing of it."""
     for number, block in enumerate(blocks, 1):
         with _claimed(results, block) as folder:
             if folder is None:
                 continue
-            if results.missing(block.runs):
-                results.add(train(block.runs, results.timesteps, folder))
-                print(f"[{title}] block {number} of {len(blocks)} is done: {block}", flush=True)
+            runs = _begin(results, block, folder)
+            if runs:
+                results.add(train(runs, results.timesteps, folder))
+                print(f"[{title}] block {number} of {len(blocks)} is done: {Block(block.name, runs)}", flush=True)
             _remove(folder)
+
+
+def _begin(results: Results, block: Block, folder: Path) -> tuple[Run, ...]:
+    """The runs to train in a block's folder, which this process has; none if they are done.
+
+    A block that has been begun goes on as it is listed, as its bundles are of just those runs. One that has not is
+    begun without what others have done meanwhile.
+    """
+    begun = _runs_begun(folder)
+    if begun:
+        return begun if results.missing(begun) else ()
+    runs = tuple(results.missing(block.runs))
+    if runs:
+        atomic_write(folder / LIST, json.dumps(_listed(runs)).encode())
+    return runs
 
 
 def _remove(folder: Path) -> None:
@@ -176,7 +208,7 @@ def _claimed(results: Results, block: Block) -> Iterator[Path | None]:
     lock = FileLock(folder / LOCK)
     try:
         lock.acquire(blocking=False)
-        atomic_write(folder / LIST, json.dumps(block.listed()).encode())
+        (folder / LOCK).stat()
     except (Timeout, FileNotFoundError):  # the other one has it, or has just removed it
         lock.release()
         yield None

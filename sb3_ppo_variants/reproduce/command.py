@@ -9,15 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sb3_ppo_variants.reproduce.places import OUTPUT
+
 DESCRIPTION = """\
 Make the paper's Table 1 and Figs. 1 to 5 anew. What has been trained stays in a folder of results, and is not trained
 again: a command that is interrupted, or killed, goes on where it was, and with complete results only draws. Any number
 of processes, on any machines that share the folder, may work on it at the same time."""
 MODULES_TO_DRAW = ("matplotlib",)
-"""what the figures of trained agents need"""
+"""what figures need for which nothing is trained"""
+DRAWN = ("figure1", "figure4", "figure5")
+"""those figures"""
 MODULES = ("mujoco", "matplotlib", "rliable", "scipy", "filelock", "sb3_contrib")
 NEEDS = 'needs the [reproduce] extra: pip install "sb3-ppo-variants[reproduce]"'
-OUTPUT = "reproduction"
 QUICK_WORKERS = 2
 FAILED = 1
 """exit code if a worker did not end well"""
@@ -32,7 +35,7 @@ def main(program: str, arguments: Sequence[str]) -> int:
     :raises ValueError: for whatever is wrong with the arguments or the results
     """
     flags = vars(_parser(program).parse_args(arguments))
-    needed = MODULES_TO_DRAW if flags["command"] in ("figure4", "figure5") else MODULES
+    needed = MODULES_TO_DRAW if flags["command"] in DRAWN else MODULES
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(f"{program} {NEEDS}; there is no {missing[0]}")

@@ -56,6 +56,8 @@ def save(figure: Any, folder: Path, name: str) -> list[Path]:
 def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, Style], title: str) -> Any:
     """Learning curves: the mean over seeds, and a band from the lowest to the highest seed.
 
+    Runs of which no episode ended are left out.
+
     :param rows: of all tasks and settings
     :param styles: by setting, in the order of the legend
     :return: the figure
@@ -89,7 +91,7 @@ def draw_curves(rows: Sequence[Row], tasks: Sequence[str], styles: Mapping[str, 
         figure.legend(
             *listed,
             loc="outside lower center",
-            ncols=min(legend_columns, len(labels)),
+            ncols=min(legend_columns, max(1, len(labels))),
             fontsize=8,
             frameon=False,
         )
@@ -102,7 +104,7 @@ def _draw_task(axes: Any, rows: Sequence[Row], styles: Mapping[str, Style], alph
     highs: list[float] = []
     outside: list[tuple[str, float]] = []
     for name, style in styles.items():
-        curves = [row for row in rows if row.setting == name]
+        curves = [row for row in rows if row.setting == name and any(value is not None for value in row.curve)]
         if not curves:
             continue
         ends, values = curve_points(curves)
@@ -139,6 +141,7 @@ def curve_points(rows: Sequence[Row]) -> tuple[np.ndarray, np.ndarray]:
     A part in which no episode of a seed ended is drawn on the line between its neighbours; before a seed's first
     episode, and after the end of one that diverged, it has the nearest value.
 
+    :param rows: of each of which an episode ended
     :return: timesteps ``(n,)`` and returns ``(seeds, n)``
     """
     n_points = len(rows[0].curve)

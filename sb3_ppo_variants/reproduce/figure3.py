@@ -14,7 +14,7 @@ from sb3_ppo_variants.reproduce.places import OUTPUT, Places
 from sb3_ppo_variants.reproduce.results import Row
 from sb3_ppo_variants.reproduce.scores import raw_scores
 from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, Selection, selected
-from sb3_ppo_variants.reproduce.table1 import made_with, spread
+from sb3_ppo_variants.reproduce.table1 import ended_early, made_with, spread
 from sb3_ppo_variants.reproduce.tables import markdown, plain
 from sb3_ppo_variants.reproduce.training import train_runs
 
@@ -115,9 +115,7 @@ def described(selection: Selection, rows: Sequence[Row], render: Any = plain) ->
     missing = len(selection.runs()) - len(rows)
     if missing:
         notes.insert(0, f"Not complete: {missing} runs are missing; the same command does them.")
-    diverged = [f"{row.setting} on {row.task}, seed {row.seed}" for row in rows if row.diverged is not None]
-    if diverged:
-        notes.append(f"Ended early, as a number was not finite: {'; '.join(diverged)}.")
+    notes += ended_early(rows, "They are not in the means and curves")
     return "\n\n".join([title, render(header, cells), "\n".join(f"- {note}" for note in notes)]) + "\n"
 
 

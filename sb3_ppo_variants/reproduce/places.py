@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from sb3_ppo_variants.reproduce.results import Results
+if TYPE_CHECKING:
+    from sb3_ppo_variants.reproduce.results import Results
 
 OUTPUT = "reproduction"
 """folder for tables and pictures, and for new results where no other is given"""
@@ -28,6 +29,8 @@ class Places(NamedTuple):
 
     def results(self, timesteps: int) -> Results:
         """The results of runs of some length."""
+        from sb3_ppo_variants.reproduce.results import Results  # the command line reads OUTPUT without the extra
+
         return Results(self.folder, timesteps, self.shipped)
 
 

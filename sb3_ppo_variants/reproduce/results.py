@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
+from sb3_ppo_variants.agents.folder import folder_name
 from sb3_ppo_variants.arguments import shown
 from sb3_ppo_variants.files import atomic_write
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run
@@ -37,8 +38,8 @@ class Row(NamedTuple):
     seed: int
     timesteps: int
     """that were asked for; runs end with their rollouts, and so a little later"""
-    score: float
-    """mean raw return of the last 100 episodes, or of all where fewer ended"""
+    score: float | None
+    """mean raw return of the last 100 episodes, or of all where fewer ended; None: it diverged before one had ended"""
     episodes: int
     """that ended"""
     diverged: int | None
@@ -85,7 +86,7 @@ class Results:
 
     def path(self, task: str, folder: Path | None = None) -> Path:
         """A task's file."""
-        return (folder or self.folder) / str(self.timesteps) / f"{task.rpartition(':')[2]}.jsonl"
+        return (folder or self.folder) / str(self.timesteps) / f"{folder_name(task)}.jsonl"
 
     def rows(self, runs: Iterable[Run]) -> dict[Run, Row]:
         """What there is of these runs; where it is in both folders, ``folder``'s.
@@ -93,19 +94,21 @@ class Results:
         :raises ValueError: if a file cannot be read, or has a result of one of them with other settings
         """
         wanted = list(runs)
-        files: dict[str, dict[tuple[str, int], Row]] = {}
+        files: dict[str, dict[tuple[str, int], tuple[Row, Path]]] = {}
         found = {}
         for run in wanted:
             if run.task not in files:
-                files[run.task] = {}
-                for folder in (self.shipped, self.folder):
-                    if folder is not None:
-                        files[run.task].update(_read(self.path(run.task, folder), run.task, self.timesteps))
-            row = files[run.task].get((run.setting.name, run.seed))
-            if row is not None:
-                _require_same_settings(run, row, self.path(run.task))
-                found[run] = row
+                files[run.task] = self._read(run.task)
+            known = files[run.task].get((run.setting.name, run.seed))
+            if known is not None:
+                _require_same_settings(run, *known)
+                found[run] = known[0]
         return found
+
+    def _read(self, task: str) -> dict[tuple[str, int], tuple[Row, Path]]:
+        """A task's rows by setting and seed, each with the file that it is in."""
+        paths = [self.path(task, folder) for folder in (self.shipped, self.folder) if folder is not None]
+        return {key: (row, path) for path in paths for key, row in _read(path, task, self.timesteps).items()}
 
     def missing(self, runs: Iterable[Run]) -> list[Run]:
         """Those of the runs that are still to be done, in their order."""
@@ -161,8 +164,11 @@ def _parsed(line: str, where: str) -> Row:
         row = Row(**content)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where} is no result ({error}): remove it, and the run will be done again") from error
-    is_one = isinstance(row.score, (int, float)) and math.isfinite(row.score) and isinstance(row.curve, list)
-    if not is_one or not isinstance(row.settings, dict):
+    if row.score is None:
+        has_score = row.diverged is not None and row.episodes == 0
+    else:
+        has_score = isinstance(row.score, (int, float)) and math.isfinite(row.score)
+    if not has_score or not isinstance(row.curve, list) or not isinstance(row.settings, dict):
         raise ValueError(f"{where} is no result: remove it, and the run will be done again")
     return row
 
@@ -175,7 +181,7 @@ def _require_same_settings(run: Run, row: Row, path: Path) -> None:
     for name in sorted({*now, *then} - later):
         if now.get(name) != then.get(name):
             raise ValueError(
-                f"{path.name} has a result of {run.setting.name} with seed {run.seed}, but with {name} = "
+                f"{path} has a result of {run.setting.name} with seed {run.seed}, but with {name} = "
                 f"{shown(then.get(name))} in place of {shown(now.get(name))}: give another --results folder, or remove "
                 "that line"
             )

@@ -1,6 +1,6 @@
 """Scores of runs on one scale, their means with intervals, and ranks.
 
-Shapes: ``S`` settings, ``R`` seeds, ``E`` tasks. A run that is not there is NaN.
+Shapes: ``S`` settings, ``R`` seeds, ``E`` tasks. A run that is not there, or has no score, is NaN.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ CONFIDENCE = 0.95
 
 
 def raw_scores(selection: Selection, rows: Sequence[Row], tasks: Sequence[str]) -> np.ndarray:
-    """Scores ``(settings, seeds, tasks)``; NaN where there is no result."""
-    known = {(row.setting, row.seed, row.task): row.score for row in rows}
+    """Scores ``(settings, seeds, tasks)``; NaN where there is no result, or one without a score."""
+    known = {(row.setting, row.seed, row.task): row.score for row in rows if row.score is not None}
     return np.array(
         [
             [[known.get((name, seed, task), np.nan) for task in tasks] for seed in selection.seeds]

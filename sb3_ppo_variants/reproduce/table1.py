@@ -136,7 +136,7 @@ def tabulated(selection: Selection, rows: Sequence[Row], random: Mapping[str, Ra
     :param random: by task
     """
     compared = [task for task in selection.tasks if task in TASKS]
-    raw = raw_scores(selection, rows, compared)
+    raw = raw_scores(selection, [_scored(row, random) for row in rows], compared)
     zeros = np.array([random[task].mean for task in compared])
     ours = means(normalized(raw, zeros))
     other = normalized(raw, zeros, "setting").mean(axis=(1, 2)) if compared else np.full(len(raw), np.nan)
@@ -150,6 +150,14 @@ def tabulated(selection: Selection, rows: Sequence[Row], random: Mapping[str, Ra
         )
     ]
     return Table1(selection, rows, random, lines, rank_correlation(values, papers), ())
+
+
+def _scored(row: Row, random: Mapping[str, RandomReturn]) -> Row:
+    """The row; where it diverged before an episode had ended, with the score of the random policy.
+
+    It has learned nothing. Left out, it would take away its setting's mean, or raise it.
+    """
+    return row if row.score is not None else row._replace(score=random[row.task].mean)
 
 
 # ------------------------------------------------------------------ text
@@ -170,21 +178,43 @@ def notes(table: Table1) -> list[str]:
     others = [task for task in selection.tasks if task not in TASKS]
     if others:
         found.append(f"Not in the mean, as not in the paper's: {', '.join(others)}.")
-    diverged = [f"{row.setting} on {row.task}, seed {row.seed}" for row in table.rows if row.diverged is not None]
-    if diverged:
-        found.append(f"Ended early, as a number was not finite: {'; '.join(diverged)}.")
+    found += ended_early(
+        table.rows, "Normalised they count as the random policy, 0; the mean returns and curves are without them"
+    )
     beaten = [
         task
         for task in selection.tasks
-        if task in TASKS and all(row.score <= table.random[task].mean for row in table.rows if row.task == task)
+        if task in TASKS
+        and all(
+            row.score <= table.random[task].mean for row in table.rows if row.task == task and row.score is not None
+        )
     ]
     if beaten and not table.missing:
         found.append(f"No mean, as nothing is better than the random policy: {', '.join(beaten)}.")
-    few = sum(row.episodes < 100 for row in table.rows)
+    few = sum(0 < row.episodes < 100 for row in table.rows)
     if few:
         found.append(f"{few} runs had fewer than 100 episodes: their scores are of all that ended.")
     found.append(made_with(table.rows))
     return found
+
+
+def ended_early(rows: Sequence[Row], without_score: str) -> list[str]:
+    """Which runs diverged, and which of them before an episode had ended, in sentences.
+
+    :param without_score: a sentence, without its point, on what is made of the latter
+    """
+    found = []
+    diverged = [row for row in rows if row.diverged is not None]
+    if diverged:
+        found.append(f"Ended early, as a number was not finite: {_named(diverged)}.")
+    scoreless = [row for row in diverged if row.score is None]
+    if scoreless:
+        found.append(f"Of these without a score, as no episode had ended: {_named(scoreless)}. {without_score}.")
+    return found
+
+
+def _named(rows: Sequence[Row]) -> str:
+    return "; ".join(f"{row.setting} on {row.task}, seed {row.seed}" for row in rows)
 
 
 def made_with(rows: Sequence[Row]) -> str:

@@ -27,7 +27,7 @@ def train_runs(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
     :param timesteps: of each
     :param folder: for what is kept until they are done
     :return: their results
-    :raises ValueError: if the timesteps are too few for an episode to end
+    :raises ValueError: if the timesteps are too few for an episode to end of a run that has not diverged
     """
     import torch as th
 
@@ -54,16 +54,16 @@ def _own_folder(folder: Path, index: int) -> Path:
 
 def _train_stacked(runs: Sequence[Run], timesteps: int, folder: Path) -> list[int | None]:
     """:return: of each run the timestep at which it diverged, or None"""
-    from sb3_ppo_variants.many.training import DivergenceWarning, train_many
+    from sb3_ppo_variants.many.training import DivergenceWarning, train_agents
 
     task = runs[0].task
-    agents = [(run.setting.algorithm_class, run.setting.arguments(task), run.seed) for run in runs]
+    specs = [(run.setting.algorithm_class, run.setting.arguments(task), run.seed) for run in runs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)  # it is in the row
-        models = train_many(agents, task, timesteps, folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
-    for model in models:
-        model.env.close()
-    return [model.num_timesteps if model.num_timesteps < timesteps else None for model in models]
+        agents = train_agents(specs, task, timesteps, folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
+    for agent in agents:
+        agent.model.env.close()
+    return [None if agent.error is None else agent.model.num_timesteps for agent in agents]
 
 
 def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:
@@ -121,7 +121,7 @@ def _tells_of_divergence(error: Exception) -> bool:
 def _row(run: Run, timesteps: int, folder: Path, diverged: int | None) -> Row:
     episodes = read_episodes(folder)
     score = episodes.score()
-    if math.isnan(score):
+    if math.isnan(score) and diverged is None:
         raise ValueError(f"timesteps must be enough for an episode of {run.task} to end; got {timesteps}")
     settings: dict[str, Any] = run.setting.described(run.task)
     return Row(
@@ -129,7 +129,7 @@ def _row(run: Run, timesteps: int, folder: Path, diverged: int | None) -> Row:
         setting=run.setting.name,
         seed=run.seed,
         timesteps=timesteps,
-        score=round(score, 6),
+        score=None if math.isnan(score) else round(score, 6),
         episodes=len(episodes.returns),
         diverged=diverged,
         algorithm=run.setting.algorithm,

@@ -46,3 +46,5 @@ class Echo(gym.Env):
 
 gym.register("Echo-v0", entry_point="tests.reproduce.environments:Echo", max_episode_steps=5)
 ECHO = "tests.reproduce.environments:Echo-v0"
+gym.register("tests/Echo-v0", entry_point="tests.reproduce.environments:Echo", max_episode_steps=5)
+NAMESPACED = "tests.reproduce.environments:tests/Echo-v0"

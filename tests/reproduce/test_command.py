@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,13 @@ from sb3_ppo_variants.reproduce.settings import (
 )
 
 
-def test_figure1(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_figure1_needs_only_what_drawing_needs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for module in ("mujoco", "rliable", "scipy", "sb3_contrib"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert cli.main(["reproduce", "table1", "-o", str(tmp_path)]) == 2
+    assert "there is no mujoco" in capsys.readouterr().err
     assert cli.main(["reproduce", "figure1", "-o", str(tmp_path / "out")]) == 0
     assert f"File: {tmp_path / 'out' / 'figure1.svg'}" in capsys.readouterr().out
 
@@ -56,7 +64,7 @@ def test_a_string_is_no_list_of_names(tmp_path: Path) -> None:
 
 def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(command, "MODULES", ("no_such_module",))
-    assert cli.main(["reproduce", "figure1"]) == 2
+    assert cli.main(["reproduce", "table1"]) == 2
     assert 'pip install "sb3-ppo-variants[reproduce]"' in capsys.readouterr().err
 
 
@@ -132,3 +140,12 @@ def test_places(tmp_path: Path) -> None:
     assert Places.of(None) == (Path("reproduction/results"), shipped_results())
     assert Places.of(tmp_path) == (tmp_path, None)
     assert (shipped_results() / "README.md").is_file()
+
+
+def test_the_command_line_takes_its_folder_of_output_from_the_places_and_reads_no_results_for_that() -> None:
+    code = (
+        "import sys; from sb3_ppo_variants.reproduce import places; places.OUTPUT = 'elsewhere';"
+        "from sb3_ppo_variants.reproduce import command; assert command.OUTPUT == 'elsewhere';"
+        "assert not {'torch', 'filelock', 'sb3_ppo_variants.reproduce.results'} & set(sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,6 +14,7 @@ import pytest
 from sb3_ppo_variants.reproduce.blocks import WorkerError, _claimed, blocks_of, run_blocks
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, Run, Selection, selected
+from tests.reproduce.environments import NAMESPACED
 from tests.reproduce.pretended import TASKS, die_once, pretend, row_of
 
 STEPS = 5000
@@ -108,11 +109,24 @@ def test_an_argument_that_came_later_and_has_its_default_is_no_other_setting(tmp
         results.missing([run])
 
 
-@pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}'])
-def test_what_is_no_result_is_named(tmp_path: Path, line: str) -> None:
+def test_other_settings_are_named_with_the_file_that_they_are_in(tmp_path: Path) -> None:
+    first, second = (Run("Hopper-v5", SETTINGS["none"], seed) for seed in (0, 1))
+    for folder, run in (("own", first), ("shipped", second)):
+        row = row_of(run, STEPS)
+        Results(tmp_path / folder, STEPS).add([row._replace(settings={**row.settings, "gamma": 0.9})])
+    results = Results(tmp_path / "own", STEPS, tmp_path / "shipped")
+    for run, path in ((first, results.path("Hopper-v5")), (second, tmp_path / "shipped" / "5000" / "Hopper-v5.jsonl")):
+        with pytest.raises(ValueError, match=rf"^{path} has a result of none with seed {run.seed}, but with gamma = "):
+            results.missing([run])
+
+
+@pytest.mark.parametrize("line", ['{"task": "Hopper-v5"', '{"task": "Hopper-v5"}', "3", "[]", '{"score": NaN}', None])
+def test_what_is_no_result_is_named(tmp_path: Path, line: str | None) -> None:
     results = Results(tmp_path, STEPS)
     run = Run("Hopper-v5", SETTINGS["none"], 0)
     results.add([row_of(run, STEPS)])
+    if line is None:  # only what has diverged may have no score
+        line = json.dumps(row_of(run, STEPS)._replace(seed=1, score=None)._asdict())
     with open(results.path("Hopper-v5"), "a") as file:
         file.write(line + "\n")
     with pytest.raises(ValueError, match=r"line 2 of .*Hopper-v5.jsonl is no result"):
@@ -215,6 +229,65 @@ def test_an_interrupted_block_is_gone_on_with_in_its_folder(tmp_path: Path) -> N
     assert folders.count(begun.name) == 4
     assert len(trained(results)) == len(set(trained(results))) == 12
     assert not begun.exists()
+
+
+def test_the_same_command_begun_later_trains_nothing_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one of four workers would of a machine, and one of four of another that begins when two blocks are begun."""
+    name = "sb3_ppo_variants.reproduce.blocks.in_processes"
+    monkeypatch.setattr(name, lambda _name, work, arguments, _errors: work(*arguments[0]))
+    results, selection = Results(tmp_path, STEPS), selected(TABLE_1_SETTINGS, ["Hopper-v5"], None, range(3), STEPS)
+    first_calls, second_calls = iter(range(9)), iter(range(9))
+
+    def train_second(*arguments: Any) -> list[Row]:
+        return _fail() if next(second_calls) == 1 else pretend(*arguments)
+
+    def train_first(*arguments: Any) -> list[Row]:
+        if next(first_calls) == 1:
+            with pytest.raises(KeyboardInterrupt):
+                run_blocks("second", selection, results, 4, train_second)
+        return pretend(*arguments)
+
+    run_blocks("first", selection, results, 4, train_first)
+    assert results.missing(selection.runs()) == []
+    assert len(trained(results)) == len(set(trained(results))) == 33
+    assert [path.name for path in results.in_progress.iterdir() if path.is_dir()] == []
+
+
+def test_a_block_is_begun_without_what_is_done_by_then_and_gone_on_with_as_it_was_begun(tmp_path: Path) -> None:
+    results, selection = Results(tmp_path, STEPS), selection_of()
+
+    def train(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+        if runs[0].task == "Hopper-v5":  # which comes first; others do the half of the next block meanwhile
+            run_blocks("other", selection_of(("none",), tasks=("InvertedPendulum-v5",)), results, train=pretend)
+            return pretend(runs, timesteps, folder)
+        assert [run.setting.name for run in runs] == ["clip_0.2", "clip_0.2"]
+        return _fail()
+
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks("test", selection, results, train=train)
+    (begun,) = (path for path in results.in_progress.iterdir() if path.is_dir())
+    results.path("InvertedPendulum-v5").unlink()  # what was left out is to be done again, and does not join them
+    run_blocks("test", selection, results, train=pretend)
+    assert results.missing(selection.runs()) == []
+    lines = (results.in_progress / "trained.txt").read_text().splitlines()
+    assert [[line.split()[0], line.split(" ", 2)[2]] for line in lines[-4:]] == [
+        [begun.name, "clip_0.2 0"], [begun.name, "clip_0.2 1"], [begun.name, "none 0"], [begun.name, "none 1"]
+    ]  # fmt: skip
+    assert len(lines) == 4 + 2 + 4
+
+
+def test_a_task_with_a_namespace_is_gone_on_with_and_removed_like_others(tmp_path: Path) -> None:
+    results = Results(tmp_path, STEPS)
+    with pytest.raises(KeyboardInterrupt):
+        run_blocks("test", selection_of(tasks=(NAMESPACED,)), results, train=_fail)
+    (begun,) = (path for path in results.in_progress.iterdir() if path.is_dir())
+    selection = selection_of(("none", "clip_0.1", "clip_0.2"), tasks=(NAMESPACED,))
+    run_blocks("test", selection, results, train=pretend)
+    folders = [line.split()[0] for line in (results.in_progress / "trained.txt").read_text().splitlines()]
+    assert folders.count(begun.name) == 4
+    assert results.missing(selection.runs()) == []
+    assert results.path(NAMESPACED) == tmp_path / str(STEPS) / "tests-Echo-v0.jsonl"
+    assert [path.name for path in results.in_progress.iterdir() if path.is_dir()] == []
 
 
 def test_a_block_of_another_selection_is_left_alone(tmp_path: Path) -> None:

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_ppo_variants.reproduce import drawing, table1
+from sb3_ppo_variants.reproduce import drawing, figure3, table1
 from sb3_ppo_variants.reproduce.monitor import Episodes, read_episodes
 from sb3_ppo_variants.reproduce.random_policy import RandomReturn, measure, random_returns
 from sb3_ppo_variants.reproduce.results import Results
 from sb3_ppo_variants.reproduce.scores import means, normalized, rank_correlation, ranks
-from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, Run, selected
+from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, TABLE_1_SETTINGS, Run, selected
 from tests.reproduce.pretended import TASKS, pretend, row_of
 
 # Two settings, two seeds, two tasks.
@@ -188,6 +188,25 @@ def test_what_diverged_and_what_was_made_with_other_versions_is_told() -> None:
     text = table1.described(table1.tabulated(SELECTION, rows, ZEROS))
     assert "Ended early, as a number was not finite: none on Hopper-v5, seed 0." in text
     assert "Made with torch 2.0 and 2.1." in text
+
+
+def test_what_diverged_before_an_episode_had_ended_counts_as_the_random_policy() -> None:
+    table = table_of(SCORES)
+    lost = [(row.setting, row.seed, row.task) == ("none", 1, TASKS[0]) for row in table.rows]
+    changes: Any = {"score": None, "episodes": 0, "diverged": 4096, "curve": [None] * 4}
+    rows = [row._replace(**changes) if is_lost else row for row, is_lost in zip(table.rows, lost, strict=True)]
+    without = table1.tabulated(SELECTION, rows, ZEROS)
+    # That run had (30 − 10) / 40 = 0.5 of the 0, 1, 0.5 and 0.75; now it has 0.
+    assert [line.ours.mean for line in without.lines] == pytest.approx([0.4375, 0.4375, 0.875])
+    text = table1.described(without)
+    assert "Of these without a score, as no episode had ended: none on Hopper-v5, seed 1. Normalised they count" in text
+    assert table1.per_task(without)[1][0][1:] == ["10.00", "−5.000 ± 1.0"]
+    assert "fewer than 100 episodes" not in text
+    assert table1.draw_curves(without)
+    nothing = [row._replace(**changes) for row in table.rows]
+    assert table1.draw_curves(table1.tabulated(SELECTION, nothing, ZEROS))
+    told = figure3.described(selected(FIGURE_3_SETTINGS, TASKS, ["clip_0.2"], (0, 1), 5000), [nothing[4], rows[5]])
+    assert "Of these without a score, as no episode had ended: clip_0.2 on Hopper-v5, seed 0. They are not in" in told
 
 
 def test_table1_trains_what_is_missing_and_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -85,6 +86,7 @@ def test_each_algorithm_of_figure_3(name: str, tmp_path: Path) -> None:
     )
     (row,) = figure.rows
     assert (row.setting, row.timesteps, row.diverged) == (name, 2500, None)
+    assert row.score is not None
     assert 2 < row.score < 200
     assert row.episodes > 20
     assert sum(value is not None for value in row.curve) > 50
@@ -95,8 +97,34 @@ def test_each_algorithm_of_figure_3(name: str, tmp_path: Path) -> None:
 def test_actions_are_not_clipped(name: str, tmp_path: Path) -> None:
     (row,) = train_runs([Run(ECHO, SETTINGS[name], 0)], 80, tmp_path)
     # The larger of two actions of deviation 1, five times; clipped to the box it would be 0.5.
+    assert row.score is not None
     assert row.score > 2
     assert row.settings["clip_actions"] is False
+
+
+def _diverging_after(n_steps: int) -> Run:
+    """A run whose first update, after so many timesteps, diverges."""
+    own = (("learning_rate", 1e38), ("n_steps", n_steps), ("batch_size", n_steps), ("n_epochs", 2))
+    return Run(ECHO, dataclasses.replace(SETTINGS["none"], own=own), 0)
+
+
+def test_a_training_that_diverges_in_its_last_update_has_diverged(tmp_path: Path) -> None:
+    (row,) = train_runs([_diverging_after(64)], 64, tmp_path)
+    assert (row.diverged, row.episodes) == (64, 12)  # of five timesteps
+
+
+def test_a_training_that_diverges_before_an_episode_has_ended_is_a_row_and_the_others_go_on(tmp_path: Path) -> None:
+    diverging = _diverging_after(4)  # of the five timesteps of an episode
+    own = tuple((name, value) for name, value in diverging.setting.own if name != "learning_rate")
+    other = Run(ECHO, dataclasses.replace(diverging.setting, name="clip_0.1", own=own), 0)
+    results = Results(tmp_path, 40)
+    results.add(train_runs([diverging, other], 40, tmp_path / "block"))
+    first, second = results.rows([diverging, other]).values()
+    assert (first.score, first.episodes, first.diverged, set(first.curve)) == (None, 0, 4, {None})
+    assert (second.episodes, second.diverged) == (8, None)
+    assert second.score is not None
+    with pytest.raises(ValueError, match=r"timesteps must be enough for an episode of .* to end; got 4"):
+        train_runs([other], 4, tmp_path / "short")
 
 
 @pytest.mark.slow
@@ -107,6 +135,7 @@ def test_a_training_that_diverges_is_a_row(tmp_path: Path) -> None:
         assert rows[0].diverged is not None
         assert 300 * n_envs <= rows[0].diverged <= 310 * n_envs
         assert rows[0].episodes == 4 * n_envs
+        assert rows[0].score is not None
         assert -1000 < rows[0].score < 0
 
 
