@@ -207,8 +207,9 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
             samples = self._with_flat_actions(samples)
             evaluation = evaluator.evaluate(samples.observations, samples.actions, False)
             terms = self._loss_terms(evaluation, samples, None, constants._replace(vf_coef=0.0))
-            evaluator.backward(terms["loss"] * (len(samples.advantages) / n_samples))
-            metrics.add({name: term for name, term in terms.items() if name != "value_loss"})
+            share = len(samples.advantages) / n_samples
+            evaluator.backward(terms["loss"] * share)
+            metrics.add({name: term for name, term in terms.items() if name != "value_loss"}, weight=share)
         self._clip_and_step(steps)
 
     def _value_step(
