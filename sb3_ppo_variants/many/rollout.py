@@ -14,9 +14,7 @@ from gymnasium import spaces
 
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.many.stepping import steppers_of
-
-# Samples of each agent per forward pass where a whole rollout is evaluated: as many as one agent alone takes.
-EVALUATION_ROWS = 2048
+from sb3_ppo_variants.rollout_data import EVALUATION_ROWS
 
 
 class RolloutSamples(NamedTuple):
@@ -144,5 +142,5 @@ class Collector:
 
 
 def _in_parts(*tensors: th.Tensor) -> list[tuple[th.Tensor, ...]]:
-    """Tensors ``(P, N, …)`` in parts of rows that fit into memory."""
+    """Tensors ``(P, N, …)`` in parts of so many samples of each agent as one agent alone takes at a time."""
     return list(zip(*(tensor.split(EVALUATION_ROWS, dim=1) for tensor in tensors), strict=True))

@@ -16,10 +16,11 @@ from sb3_ppo_variants import losses
 from sb3_ppo_variants.distributions import ActionDistribution, Categorical, Gaussian
 from sb3_ppo_variants.many.groups import Group, groups_of, in_order
 from sb3_ppo_variants.many.metrics import EpochRecord, UpdateMetrics
-from sb3_ppo_variants.many.rollout import EVALUATION_ROWS, RolloutSamples
+from sb3_ppo_variants.many.rollout import RolloutSamples
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.on_policy import ADVANTAGE_EPSILON, EARLY_STOPPING_FACTOR, UpdateConstants
 from sb3_ppo_variants.optimizer import prefer_fused
+from sb3_ppo_variants.rollout_data import EVALUATION_ROWS
 
 _mean_value_loss = th.func.vmap(losses.value_loss)
 _approximate_kl = th.func.vmap(losses.approximate_kl)
