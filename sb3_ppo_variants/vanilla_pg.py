@@ -40,7 +40,8 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
     The policy takes one step of Adam on the whole batch; then the value function is fitted to the returns in
     ``n_epochs`` epochs of minibatches of ``batch_size``. Where policy and value function share a features
     extractor, that fit moves the shared layers too. With ``stepsize_kl_target`` this is the "Vanilla PG, Adaptive"
-    of Fig. 3.
+    of Fig. 3. As both have one optimiser, the stepsize that adapts to the policy's KL is that of the value function's
+    fit too; the paper does not say whether it is.
 
     Takes every argument of SB3's ``PPO``; see :class:`PaperOnPolicyAlgorithm` for them and for what is ours.
 
