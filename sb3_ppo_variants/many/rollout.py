@@ -54,7 +54,6 @@ class Collector:
         self._actions = th.zeros(shape, dtype=th.int64) if is_discrete else th.zeros(*shape, *self._space.shape)
         self._rewards = np.zeros(shape, dtype=np.float32)
         self._ends = np.zeros((shape[0] + 1, *shape[1:]), dtype=np.float32)
-        self._low, self._high = self._bounds()
         self._steppers = steppers_of(self._agents)
 
     def _bounds(self) -> tuple[Any, Any]:
@@ -73,6 +72,7 @@ class Collector:
         An agent whose environments give what is not finite gets its ``error`` set; its samples are of no use.
         """
         features = self._features.numpy()
+        self._low, self._high = self._bounds()  # each time: a hook may set clip_actions
         for index, agent in enumerate(self._agents):
             agent.model.policy.set_training_mode(False)
             self._set_log_std(index, agent.model)
