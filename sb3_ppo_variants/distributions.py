@@ -29,8 +29,8 @@ from sb3_ppo_variants import losses
 
 Rows = th.Tensor | slice
 
-_LOG_SQRT_TWO_PI = math.log(math.sqrt(2 * math.pi))
-_GAUSSIAN_ENTROPY = 0.5 + 0.5 * math.log(2 * math.pi)  # of a unit Gaussian, in nats
+LOG_SQRT_TWO_PI = math.log(math.sqrt(2 * math.pi))
+GAUSSIAN_ENTROPY = 0.5 + 0.5 * math.log(2 * math.pi)  # of a unit Gaussian, in nats
 
 
 class Gaussian(NamedTuple):
@@ -66,7 +66,7 @@ class Gaussian(NamedTuple):
         actions = self.mean + noise * self.std
         if exact_rounding:
             return actions, _gaussian_log_prob(self.mean, self.std, actions)
-        return actions, (noise.square_().mul_(-0.5) - (self.std.log() + _LOG_SQRT_TWO_PI)).sum(dim=1)
+        return actions, (noise.square_().mul_(-0.5) - (self.std.log() + LOG_SQRT_TWO_PI)).sum(dim=1)
 
     def rows(self, indices: Rows) -> Gaussian:
         """The distributions of the states ``indices``, a slice or a ``(M,)`` tensor of integers."""
@@ -204,11 +204,11 @@ def _categorical_entropy(logits: th.Tensor) -> th.Tensor:
 
 
 def _gaussian_log_prob(mean: th.Tensor, std: th.Tensor, actions: th.Tensor) -> th.Tensor:
-    return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - _LOG_SQRT_TWO_PI).sum(dim=1)
+    return (-((actions - mean) ** 2) / (2 * std**2) - std.log() - LOG_SQRT_TWO_PI).sum(dim=1)
 
 
 def _gaussian_entropy(mean: th.Tensor, std: th.Tensor) -> th.Tensor:
-    return (_GAUSSIAN_ENTROPY + std.log()).sum(dim=-1).expand(len(mean))
+    return (GAUSSIAN_ENTROPY + std.log()).sum(dim=-1).expand(len(mean))
 
 
 class _GaussianTerms(th.autograd.Function):
@@ -226,8 +226,8 @@ class _GaussianTerms(th.autograd.Function):
         log_std = std.log()
         ctx.save_for_backward(distance, exponent, std, variance)
         ctx.set_materialize_grads(False)
-        entropy = (_GAUSSIAN_ENTROPY + log_std).sum(dim=-1).expand(len(mean))
-        return (exponent - log_std).sub_(_LOG_SQRT_TWO_PI).sum(dim=1), entropy
+        entropy = (GAUSSIAN_ENTROPY + log_std).sum(dim=-1).expand(len(mean))
+        return (exponent - log_std).sub_(LOG_SQRT_TWO_PI).sum(dim=1), entropy
 
     @staticmethod
     @once_differentiable

@@ -1,4 +1,4 @@
-"""Metrics of an update: each is the mean over the update's minibatches."""
+"""Metrics of an update: each is the mean over the update's minibatches, or over the parts of its batch."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ class MeanMetrics:
 
     def __init__(self) -> None:
         self._sums: dict[tuple[str, ...], th.Tensor] = {}
-        self._counts: dict[tuple[str, ...], int] = {}
+        self._weights: dict[tuple[str, ...], float] = {}
 
-    def add(self, values: Mapping[str, th.Tensor | float]) -> None:
-        """Count one more observation of each of ``values``, scalars by name."""
+    def add(self, values: Mapping[str, th.Tensor | float], weight: float = 1.0) -> None:
+        """Count one more observation of each of ``values``, scalars by name.
+
+        :param weight: what it counts for beside the others
+        """
         names = tuple(values)
         scalars = [value.detach() for value in values.values() if isinstance(value, th.Tensor)]
         if len(scalars) < len(values):  # plain numbers among them
@@ -23,17 +26,17 @@ class MeanMetrics:
             scalars = [th.as_tensor(value, dtype=th.float32, device=device).detach() for value in values.values()]
         stacked = th.stack(scalars)
         if names in self._sums:
-            self._sums[names].add_(stacked)
-            self._counts[names] += 1
+            self._sums[names].add_(stacked, alpha=weight)
+            self._weights[names] += weight
         else:
-            self._sums[names], self._counts[names] = stacked, 1
+            self._sums[names], self._weights[names] = stacked.mul_(weight), weight
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over what was added."""
         totals: dict[str, float] = {}
-        counts: dict[str, int] = {}
+        weights: dict[str, float] = {}
         for names, sums in self._sums.items():
             for name, total in zip(names, sums.tolist(), strict=True):
                 totals[name] = totals.get(name, 0.0) + total
-                counts[name] = counts.get(name, 0) + self._counts[names]
-        return {name: total / counts[name] for name, total in totals.items()}
+                weights[name] = weights.get(name, 0.0) + self._weights[names]
+        return {name: total / weights[name] for name, total in totals.items()}

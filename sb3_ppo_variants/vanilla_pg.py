@@ -40,7 +40,8 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
     The policy takes one step of Adam on the whole batch; then the value function is fitted to the returns in
     ``n_epochs`` epochs of minibatches of ``batch_size``. Where policy and value function share a features
     extractor, that fit moves the shared layers too. With ``stepsize_kl_target`` this is the "Vanilla PG, Adaptive"
-    of Fig. 3.
+    of Fig. 3. As both have one optimiser, the stepsize that adapts to the policy's KL is that of the value function's
+    fit too; the paper does not say whether it is.
 
     Takes every argument of SB3's ``PPO``; see :class:`PaperOnPolicyAlgorithm` for them and for what is ours.
 
@@ -207,8 +208,9 @@ class VanillaPGPaper(PaperOnPolicyAlgorithm):
             samples = self._with_flat_actions(samples)
             evaluation = evaluator.evaluate(samples.observations, samples.actions, False)
             terms = self._loss_terms(evaluation, samples, None, constants._replace(vf_coef=0.0))
-            evaluator.backward(terms["loss"] * (len(samples.advantages) / n_samples))
-            metrics.add({name: term for name, term in terms.items() if name != "value_loss"})
+            share = len(samples.advantages) / n_samples
+            evaluator.backward(terms["loss"] * share)
+            metrics.add({name: term for name, term in terms.items() if name != "value_loss"}, weight=share)
         self._clip_and_step(steps)
 
     def _value_step(

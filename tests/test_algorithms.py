@@ -434,6 +434,16 @@ def test_a_large_rollout_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -
     assert kls[0] == pytest.approx(kls[1], rel=1e-3)
 
 
+def test_the_parts_of_a_large_batch_count_by_their_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    logged = []
+    for rows in (2048, 60):
+        monkeypatch.setattr("sb3_ppo_variants.vanilla_pg.EVALUATION_ROWS", rows)
+        model = sb3_ppo_variants.VanillaPGPaper("MlpPolicy", "Pendulum-v1", **SMALL).learn(64)
+        logged.append(model.logger.name_to_value)
+    for name in ("policy_gradient_loss", "loss", "entropy_loss", "approx_kl"):
+        assert logged[1][f"train/{name}"] == pytest.approx(logged[0][f"train/{name}"], rel=1e-4, abs=1e-6), name
+
+
 def test_beta_zero_is_no_penalty() -> None:
     model = PPOAdaptiveKLPaper("MlpPolicy", "CartPole-v1", beta_init=0.0, **SMALL).learn(64)
     assert model.beta == 0.0

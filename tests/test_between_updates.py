@@ -126,6 +126,20 @@ def test_the_stepsize_in_a_training(algorithm: Any, monkeypatch: pytest.MonkeyPa
     assert model.stepsize_factor == pytest.approx(STEPSIZES[-1])
 
 
+def test_vanilla_pg_fits_its_value_function_with_the_adapted_stepsize(monkeypatch: pytest.MonkeyPatch) -> None:
+    in_force: list[float] = []
+
+    class Spy(VanillaPGPaper):
+        def _clip_and_step(self, steps: Any) -> None:
+            in_force.append(stepsize_in_force(self))
+            super()._clip_and_step(steps)
+
+    script_kls(monkeypatch, 2.0, 0.5)  # the first is above 2 · 0.5
+    settings = {**SMALL, "batch_size": 16}
+    Spy("MlpPolicy", "CartPole-v1", learning_rate=1.5e-3, stepsize_kl_target=0.5, **settings).learn(2 * 32)
+    assert in_force == pytest.approx([1.5e-3] * 3 + [1e-3] * 3)  # the policy's step, and two of the value function's
+
+
 @every_algorithm
 def test_the_stepsize_follows_the_measured_kl(algorithm: Any) -> None:
     # Whatever an update does, its KL lies above 1e-12 and below 1e3: three updates, all in one direction.

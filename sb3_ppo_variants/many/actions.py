@@ -6,16 +6,13 @@ Shapes: ``P`` agents, ``T`` timesteps, ``E`` environments and ``B`` samples of e
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch as th
 
-from sb3_ppo_variants.distributions import Categorical, Gaussian
+from sb3_ppo_variants.distributions import GAUSSIAN_ENTROPY, LOG_SQRT_TWO_PI, Categorical, Gaussian
 
-_LOG_SQRT_TWO_PI = math.log(math.sqrt(2 * math.pi))
-_GAUSSIAN_ENTROPY = 0.5 + _LOG_SQRT_TWO_PI
 # Up to so many normal numbers PyTorch draws one by one, so that several small draws can be made in one call.
 _DRAWN_ONE_BY_ONE = 15
 
@@ -52,8 +49,8 @@ class GaussianActions:
         log_std = leaves[0]
         std = log_std.exp()
         exponent = ((actions - output) / std).square() * -0.5
-        log_prob = (exponent - log_std).sum(dim=-1) - _LOG_SQRT_TWO_PI * actions.shape[-1]
-        entropy = (log_std + _GAUSSIAN_ENTROPY).sum(dim=-1).expand_as(log_prob)
+        log_prob = (exponent - log_std).sum(dim=-1) - LOG_SQRT_TWO_PI * actions.shape[-1]
+        entropy = (log_std + GAUSSIAN_ENTROPY).sum(dim=-1).expand_as(log_prob)
         return log_prob, entropy, Gaussian(output, std)
 
     def distribution(self, output: th.Tensor) -> Gaussian:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch as th
 
+from sb3_ppo_variants.many.hooks import NeedsOwnCallError, guarded, is_users
 from sb3_ppo_variants.on_policy import Minibatch, UpdateConstants
 from sb3_ppo_variants.ppo_clip import PPOClipPaper
 from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper
@@ -42,7 +43,8 @@ _OF_EACH_AGENT = frozenset(
         "weight_init",
     }
 )
-# What a model's run changes, and what it is made of: an objective reads none of it but through the minibatch.
+# What a model's run changes, and what it is made of: the package's objectives read none of it but through the
+# minibatch. A user's hook that reads of it what is not the same for all is called for each agent by itself.
 _OF_EACH_RUN = frozenset(
     {
         "_compiled",
@@ -86,9 +88,6 @@ _FIELDS = {
 }
 
 
-_PACKAGE = __name__.partition(".")[0]
-
-
 class Group:
     """Agents of one class that differ in nothing but numbers that the minibatch tells; of a user's class, in nothing.
 
@@ -101,7 +100,12 @@ class Group:
         self.indices = indices
         is_run = indices == list(range(indices[0], indices[-1] + 1))
         self._rows: Any = slice(indices[0], indices[-1] + 1) if is_run else th.tensor(indices)
+        self._members = list(zip(indices, models, constants, strict=True))
+        self._apart: list[Group] = []
+        """a group of each agent, once it is known that a hook has to be called for each by itself"""
         self._model = models[0]
+        self._in_objective = guarded(models, "objective", _OF_EACH_RUN)
+        self._in_metrics = guarded(models, "minibatch_metrics", _OF_EACH_RUN)
         self.needs_kl: bool = self._model.needs_kl
         self._constants: dict[str, th.Tensor] = {}
         if constants[0].clip_range is not None:
@@ -118,12 +122,28 @@ class Group:
 
         :param fields: of the whole stack's minibatch, ``(P, M, …)``
         """
+        results = self._results(Group._objective, fields)
+        return results[0] if len(results) == 1 else th.cat(results)
+
+    def _results(
+        self, method: Callable[[Group, Mapping[str, th.Tensor]], Any], fields: Mapping[str, th.Tensor]
+    ) -> list[Any]:
+        """What a method gives for the group, or for each agent where a hook needs that."""
+        if not self._apart:
+            try:
+                return [method(self, fields)]
+            except NeedsOwnCallError:
+                self._apart = [Group([index], [model], [each]) for index, model, each in self._members]
+        return [method(each, fields) for each in self._apart]
+
+    def _objective(self, fields: Mapping[str, th.Tensor]) -> th.Tensor:
         fields = {name: fields[name][self._rows] for name in self._names(fields)}
         if type(self._model).objective in _ELEMENTWISE:
             columns = {name: value.unsqueeze(1) for name, value in self._constants.items()}
             return self._model.objective(self._minibatch(fields, columns))
         mapped = th.func.vmap(lambda *each: self._model.objective(self._minibatch(*each)))
-        objective: th.Tensor = mapped(fields, self._constants)
+        with self._in_objective:
+            objective: th.Tensor = mapped(fields, self._constants)
         return objective
 
     def metrics(self, fields: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
@@ -131,12 +151,20 @@ class Group:
 
         :param fields: of ``K`` minibatches of the whole stack, ``(K, P, M, …)``
         """
+        results = self._results(Group._metrics, fields)
+        if len(results) == 1:
+            return results[0]
+        return {name: th.cat([each[name] for each in results], dim=1) for name in results[0]}
+
+    def _metrics(self, fields: Mapping[str, th.Tensor]) -> dict[str, th.Tensor]:
         fields = {name: fields[name][:, self._rows] for name in self._names(fields)}
 
         def metrics(*each: Any) -> dict[str, th.Tensor]:
             return self._model.minibatch_metrics(self._minibatch(*each))
 
-        found: dict[str, th.Tensor] = th.func.vmap(th.func.vmap(metrics), in_dims=(0, None))(fields, self._constants)
+        with self._in_metrics:
+            mapped = th.func.vmap(th.func.vmap(metrics), in_dims=(0, None))
+            found: dict[str, th.Tensor] = mapped(fields, self._constants)
         return found
 
     def _names(self, fields: Mapping[str, th.Tensor]) -> list[str]:
@@ -168,7 +196,7 @@ def groups_of(models: Sequence[Any], constants: Sequence[UpdateConstants]) -> li
 def group_key(model: Any) -> tuple[Any, ...]:
     """What the models of a group have in common."""
     settings: dict[str, Any] = settings_of(model)
-    if type(model).__module__.startswith(f"{_PACKAGE}."):
+    if not is_users(type(model)):
         settings = {name: value for name, value in settings.items() if name not in _OF_EACH_AGENT}
     else:  # a user's objective may read any attribute, and is called with one model's
         settings |= {name: _identity(value) for name, value in vars(model).items() if _may_be_read(name, value)}

@@ -14,9 +14,7 @@ from gymnasium import spaces
 
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.many.stepping import steppers_of
-
-# Samples of each agent per forward pass where a whole rollout is evaluated: as many as one agent alone takes.
-EVALUATION_ROWS = 2048
+from sb3_ppo_variants.rollout_data import EVALUATION_ROWS
 
 
 class RolloutSamples(NamedTuple):
@@ -56,7 +54,6 @@ class Collector:
         self._actions = th.zeros(shape, dtype=th.int64) if is_discrete else th.zeros(*shape, *self._space.shape)
         self._rewards = np.zeros(shape, dtype=np.float32)
         self._ends = np.zeros((shape[0] + 1, *shape[1:]), dtype=np.float32)
-        self._low, self._high = self._bounds()
         self._steppers = steppers_of(self._agents)
 
     def _bounds(self) -> tuple[Any, Any]:
@@ -75,6 +72,7 @@ class Collector:
         An agent whose environments give what is not finite gets its ``error`` set; its samples are of no use.
         """
         features = self._features.numpy()
+        self._low, self._high = self._bounds()  # each time: a hook may set clip_actions
         for index, agent in enumerate(self._agents):
             agent.model.policy.set_training_mode(False)
             self._set_log_std(index, agent.model)
@@ -144,5 +142,5 @@ class Collector:
 
 
 def _in_parts(*tensors: th.Tensor) -> list[tuple[th.Tensor, ...]]:
-    """Tensors ``(P, N, …)`` in parts of rows that fit into memory."""
+    """Tensors ``(P, N, …)`` in parts of so many samples of each agent as one agent alone takes at a time."""
     return list(zip(*(tensor.split(EVALUATION_ROWS, dim=1) for tensor in tensors), strict=True))

@@ -10,6 +10,7 @@ from torch import nn
 
 from sb3_ppo_variants.many.actions import stacked_actions
 from sb3_ppo_variants.many.agent import Agent
+from sb3_ppo_variants.many.hooks import refusal
 from sb3_ppo_variants.many.networks import StackedPerceptron
 from sb3_ppo_variants.many.optimizer import StackedAdam
 
@@ -30,6 +31,7 @@ class Stack:
         gradients = [*self.actor.gradients, *self.critic.gradients, *self.actions.gradients]
         self.optimizer = StackedAdam(tensors, gradients)
         self._tensors = tensors
+        self._learned = [_learned(model) for model in models]
         for index in range(len(agents)):
             self._load_moments(index)
 
@@ -39,12 +41,26 @@ class Stack:
             self._parts(index, self.optimizer.first_moments),
             self._parts(index, self.optimizer.second_moments),
         )
+        self.optimizer.counts[index] = 0
         for parameter, *parts in zip(_parameters(model), first, second, strict=True):
             state = model.policy.optimizer.state.get(parameter)
+            for part, name in zip(parts, ("exp_avg", "exp_avg_sq"), strict=True):
+                part.copy_(state[name]) if state else part.zero_()
             if state:
-                for part, name in zip(parts, ("exp_avg", "exp_avg_sq"), strict=True):
-                    part.copy_(state[name])
                 self.optimizer.counts[index] = int(state["step"])
+
+    @th.no_grad()
+    def load(self, index: int, hook: str) -> None:
+        """Take an agent's weights, and its optimiser's state, as a hook has left them in its model.
+
+        :raises ValueError: if it has put other parameters there, or changed which of them learn
+        """
+        model = self.agents[index].model
+        if _learned(model) != self._learned[index]:
+            raise refusal(type(model), hook, "replaces parameters of self.policy, or changes which of them learn")
+        for parameter, part in zip(_parameters(model), self._parts(index, self._tensors), strict=True):
+            part.copy_(parameter)
+        self._load_moments(index)
 
     @th.no_grad()
     def store(self, index: int) -> None:
@@ -92,3 +108,8 @@ def _parameters(model: Any) -> list[nn.Parameter]:
     layers: list[Any] = [*actor_layers(model)[::2], *critic_layers(model)[::2]]
     log_std = [model.policy.log_std] if hasattr(model.policy, "log_std") else []
     return [parameter for layer in layers for parameter in (layer.weight, layer.bias)] + log_std
+
+
+def _learned(model: Any) -> list[tuple[int, bool]]:
+    """Which parameters there are, and whether each learns."""
+    return [(id(parameter), parameter.requires_grad) for parameter in _parameters(model)]

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_ppo_variants.arguments import require, require_choice, shown
 from sb3_ppo_variants.many.agent import Agent
 from sb3_ppo_variants.many.groups import group_key
+from sb3_ppo_variants.many.hooks import is_users
 from sb3_ppo_variants.many.rollout import Collector
 from sb3_ppo_variants.many.runs import AgentRun, Resume, UnkeptRun, kept_run
 from sb3_ppo_variants.many.shapes import require_stackable
@@ -57,7 +58,9 @@ def train_many(
     Agents may differ in their algorithm (vanilla policy gradient aside) and in every setting that is a number, a
     schedule or a switch, but not in ``n_steps``, ``n_envs``, ``batch_size``, ``n_epochs`` and networks. A surrogate of
     your own is stacked too, where the algorithm defines no more than ``objective``, ``coefficients``, ``after_update``
-    and ``minibatch_metrics``; they must then treat each agent's minibatch as ``torch.func.vmap`` can.
+    and ``minibatch_metrics``. ``objective`` and ``minibatch_metrics`` must then treat each agent's minibatch as
+    ``torch.func.vmap`` can, set no attribute and read neither ``policy`` nor ``rollout_buffer``; the others do not read
+    ``rollout_buffer``.
 
     An agent whose training diverges ends there, with a :class:`DivergenceWarning`; its model is as it was before that
     update. Callbacks are not called.
@@ -75,7 +78,8 @@ def train_many(
     :param bundle_interval: seconds between two bundles of an agent; 0: one after each iteration
     :param settings: further arguments of the algorithms; an agent's own take precedence
     :return: the models, in the order of ``agents`` or ``seeds``, as after ``learn``
-    :raises ValueError: for an argument outside its range, and for agents that cannot be stacked; names the setting
+    :raises ValueError: for an argument outside its range, and for agents that cannot be stacked; names the setting, or
+        the hook and the attribute, where a hook of a class of your own reads what is not there in a stack
     :raises BundleError: if bundles cannot be read or are of another run, or another process trains in the folder
     """
     made = train_agents(
@@ -307,7 +311,9 @@ def _run_iteration(stack: Stack, collector: Collector, runs: Mapping[Agent, Agen
         if agent.error is None:
             runs[agent].before_update()
     Update(stack, samples).run()
-    for agent in stack.agents:
-        if agent.error is None:
-            with agent.generators():
-                runs[agent].after_update()
+    sound = [agent for agent in stack.agents if agent.error is None]
+    if any(is_users(type(agent.model)) for agent in sound):  # a hook may have changed a setting
+        require_stackable(sound)
+    for agent in sound:
+        with agent.generators():
+            runs[agent].after_update()

@@ -6,7 +6,8 @@ Shapes: ``P`` agents, ``N`` samples of a rollout and ``M`` of a minibatch of eac
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -15,11 +16,13 @@ import torch as th
 from sb3_ppo_variants import losses
 from sb3_ppo_variants.distributions import ActionDistribution, Categorical, Gaussian
 from sb3_ppo_variants.many.groups import Group, groups_of, in_order
+from sb3_ppo_variants.many.hooks import guarded, is_users
 from sb3_ppo_variants.many.metrics import EpochRecord, UpdateMetrics
-from sb3_ppo_variants.many.rollout import EVALUATION_ROWS, RolloutSamples
+from sb3_ppo_variants.many.rollout import RolloutSamples
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.on_policy import ADVANTAGE_EPSILON, EARLY_STOPPING_FACTOR, UpdateConstants
 from sb3_ppo_variants.optimizer import prefer_fused
+from sb3_ppo_variants.rollout_data import EVALUATION_ROWS
 
 _mean_value_loss = th.func.vmap(losses.value_loss)
 _approximate_kl = th.func.vmap(losses.approximate_kl)
@@ -89,11 +92,14 @@ class Update:
             model.n_iterations += active
             prefer_fused(model.policy.optimizer)
             model._update_learning_rate(model.policy.optimizer)
-        self._constants = [model._update_constants() for model in self._models]
+        reference = self._stack.actions.distribution(self._samples.output)
+        self._constants = []
+        for index, model in enumerate(self._models):
+            with self._calling(index, "coefficients"):
+                self._constants.append(model._update_constants())
         groups = groups_of(self._models, self._constants)
         self._in_order = in_order(groups)
         self._set_coefficients()
-        reference = self._stack.actions.distribution(self._samples.output)
         minibatches = Minibatches(self._samples, any(group.needs_kl for group in groups), reference)
         metrics = UpdateMetrics(groups)
         optimizer = self._stack.optimizer
@@ -108,6 +114,18 @@ class Update:
         with th.no_grad():
             kl = self._mean_kl(reference)
         self._conclude(metrics.means(), kl)
+
+    @contextmanager
+    def _calling(self, index: int, hook: str) -> Iterator[None]:
+        """A context for a hook between epochs: a user's draws from the agent's generators, and what it does to the
+        agent's weights holds for the stack too."""
+        agent = self._agents[index]
+        if not is_users(type(agent.model)):
+            yield
+            return
+        with agent.generators(), guarded([agent.model], hook):
+            yield
+        self._stack.load(index, hook)
 
     def _standardized(self, advantages: th.Tensor) -> th.Tensor:
         """The advantages, standardised over the batch where an agent asks for that."""
@@ -153,7 +171,7 @@ class Update:
         for index, agent in enumerate(self._agents):
             if self._active[index]:
                 orders[index] = agent.order.permutation(n_samples)
-                agent.model._n_updates += 1
+        began = list(self._active)
         for part in minibatches.epoch(orders, self._models[0].batch_size):
             record = EpochRecord(part)
             for number in range(len(part["advantages"])):
@@ -163,6 +181,8 @@ class Update:
                     )
             if record.counts.any():
                 metrics.add(record)
+        for model, active in zip(self._models, began, strict=True):
+            model._n_updates += active
 
     def _minibatch_step(
         self, groups: list[Group], fields: dict[str, th.Tensor], minibatches: Minibatches, record: EpochRecord
@@ -253,7 +273,8 @@ class Update:
                 rollout: Any = _ValuesAndReturns(values[index], returns[index])
                 model._log_update(means[index], kl, self._constants[index], rollout)
                 model._adapt_stepsize(kl)
-                model.after_update(kl)
+                with self._calling(index, "after_update"):
+                    model.after_update(kl)
 
 
 class _ValuesAndReturns:
