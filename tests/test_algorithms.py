@@ -583,6 +583,14 @@ def test_a_schedule_that_turns_negative_is_refused_where_it_does() -> None:
         model.learn(128)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [(PPOClipPaper, "clip_range"), (PPOClipPaper, "clip_range_vf"), (PPOFixedKLPaper, "beta")]
+)
+def test_a_line_down_to_zero_ends_there(algorithm: Any, name: str) -> None:
+    model = algorithm("MlpPolicy", "CartPole-v1", **{**SMALL, name: lambda left: 0.2 * left})
+    assert model.learn(model.n_steps + 1).num_timesteps == 2 * model.n_steps
+
+
 # ------------------------------------------------------------------ learning
 
 

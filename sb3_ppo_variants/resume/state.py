@@ -23,7 +23,14 @@ from stable_baselines3.common.callbacks import (
     ProgressBarCallback,
 )
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecMonitor,
+    VecNormalize,
+)
 
 from sb3_ppo_variants.resume.folder import BundleWarning
 from sb3_ppo_variants.resume.format import MAX_VALUES, Tree, copied, encode, n_values
@@ -106,7 +113,26 @@ def identity_of(model: PaperOnPolicyAlgorithm) -> State:
         "n_envs": model.n_envs,
         "observation_space": repr(model.observation_space),
         "action_space": repr(model.action_space),
+        "seed": model.seed,
+        "env_id": _env_id(model.env),
     }
+
+
+def _env_id(env: Any) -> str | None:
+    """The id that gymnasium knows the environments by; None where they tell none.
+
+    SB3's workers are not asked: one whose spec cannot be pickled would end.
+    """
+    if isinstance(env.unwrapped, SubprocVecEnv) or not _knows(env, "spec"):
+        return None
+    try:
+        return getattr(env.get_attr("spec", 0)[0], "id", None)
+    except Exception:  # of a worker process, for a spec that cannot be pickled
+        return None
+
+
+# Of these, one that is not told, by the bundle or here, may be any.
+_MAY_BE_UNTOLD = frozenset({"seed", "env_id"})
 
 
 def require_same_run(model: PaperOnPolicyAlgorithm, state: State) -> None:
@@ -117,6 +143,8 @@ def require_same_run(model: PaperOnPolicyAlgorithm, state: State) -> None:
     identity = state.get("identity")
     for name, value in identity_of(model).items():
         before = identity.get(name) if isinstance(identity, dict) else None
+        if name in _MAY_BE_UNTOLD and None in (before, value):
+            continue
         if before != value:
             raise BundleError(f"it is of another run: its {name} is {before}, here it is {value}")
 

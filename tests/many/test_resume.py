@@ -91,6 +91,12 @@ def test_a_finished_training_has_nothing_left_to_do(tmp_path: Path) -> None:
         assert distance(model, other) == 0.0
 
 
+def test_other_seeds_are_other_runs(tmp_path: Path) -> None:
+    train(tmp_path)
+    with pytest.raises(BundleError, match="it is of another run: its seed is 0, here it is 5"):
+        train(tmp_path, specs=[(*spec[:2], seed) for spec, seed in zip(SPECS, (5, 6), strict=True)], resume="auto")
+
+
 def test_agents_whose_bundles_are_of_different_iterations(tmp_path: Path) -> None:
     expected = train(tmp_path / "whole")
     interrupted(tmp_path / "cut", bundle_interval=0)

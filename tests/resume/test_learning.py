@@ -16,6 +16,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import safetensors.torch
@@ -23,6 +24,7 @@ import torch as th
 from stable_baselines3.common import callbacks as sb3_callbacks
 from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, PPOFixedKLPaper, PPOUnclippedPaper, VanillaPGPaper
 from sb3_ppo_variants.files import atomic_write
@@ -30,6 +32,7 @@ from sb3_ppo_variants.resume import learning
 from sb3_ppo_variants.resume.folder import KEPT, BundleWarning, RunFolder
 from sb3_ppo_variants.resume.format import BundleError
 from sb3_ppo_variants.resume.names import bundle_name, bundle_paths
+from sb3_ppo_variants.vec_env import SharedMemoryVecEnv, record_episodes
 from tests.resume.runs import (
     ITERATION,
     N_ENVS,
@@ -449,9 +452,34 @@ def test_an_environment_that_begins_otherwise_is_named(tmp_path: Path, monkeypat
         make_model().learn(2 * ITERATION, run_folder=tmp_path, resume=True)
 
 
+def test_another_seed_is_another_run(tmp_path: Path) -> None:
+    make_model().learn(ITERATION, run_folder=tmp_path)
+    with pytest.raises(BundleError, match="it is of another run: its seed is 3, here it is 4"):
+        make_model(seed=4).learn(2 * ITERATION, run_folder=tmp_path, resume="auto")
+    assert make_model(seed=None).learn(2 * ITERATION, run_folder=tmp_path, resume=True).num_timesteps == 2 * ITERATION
+
+
+@pytest.mark.parametrize("vec_env", [DummyVecEnv, SharedMemoryVecEnv])
+def test_another_task_of_the_same_spaces_is_another_run(vec_env: Any, tmp_path: Path) -> None:
+    def go_on(task: str) -> None:
+        settings = {"n_workers": 1, "start_method": "fork"} if vec_env is SharedMemoryVecEnv else {}
+        env = vec_env([lambda: record_episodes(gym.make(task))], **settings)
+        OPENED.append(env)
+        model = PPOClipPaper("MlpPolicy", env, n_steps=8, batch_size=8, seed=1, device="cpu")
+        model.learn(8, run_folder=tmp_path, resume="auto")
+
+    gym.register("resume/Pole-v0", "gymnasium.envs.classic_control:CartPoleEnv")
+    try:
+        go_on("CartPole-v1")
+        with pytest.raises(BundleError, match="its env_id is CartPole-v1, here it is resume/Pole-v0"):
+            go_on("resume/Pole-v0")
+    finally:
+        gym.registry.pop("resume/Pole-v0")
+
+
 def test_a_bundle_of_another_run_is_passed_over(tmp_path: Path) -> None:
     """Also one of the same settings, and of a later timestep."""
-    make_model(seed=5).learn(4 * ITERATION, run_folder=tmp_path / "other")
+    make_model().learn(4 * ITERATION, run_folder=tmp_path / "other")
     make_model().learn(2 * ITERATION, run_folder=tmp_path / "run")
     foreign = bundle_paths(tmp_path / "other")[0]
     (tmp_path / "run" / "bundles" / foreign.name).write_bytes(foreign.read_bytes())
