@@ -413,7 +413,10 @@ def _dispatch(command: str, arguments: list[str]) -> int:
 
 
 def _is_missing(module: str) -> bool:
-    return importlib.util.find_spec(module) is None
+    try:
+        return importlib.util.find_spec(module) is None
+    except (ImportError, ValueError):  # of the package that it would be in; of a name that can be no module's
+        return True
 
 
 def read_request(command: str, arguments: list[str]) -> Request:
@@ -436,9 +439,26 @@ def read_request(command: str, arguments: list[str]) -> Request:
     flags, _ = parser.parse_known_args(arguments)
     if flags.n_timesteps is not None and flags.n_timesteps != -1:  # -1: what the settings say
         require("--n-timesteps", flags.n_timesteps, "an integer >= 1", lambda value: value >= 1, integer=True)
-    for package in flags.gym_packages:
-        importlib.import_module(package)
+    _import_packages("--gym-packages", flags.gym_packages)
+    if command in ("record", "plot"):  # of which rl_zoo3's know no such flag
+        arguments = without_flags([("--gym-packages",)], arguments)
+    # As gymnasium.make, module:id; rl_zoo3 looks for the id alone.
+    _import_packages("--env", [module for env in flags.env if (module := env.rpartition(":")[0])])
+    if any(":" in env for env in flags.env):
+        flags.env = [env.rpartition(":")[2] for env in flags.env]
+        arguments = [*arguments, "--env", *flags.env]
     return Request(command, flags.algo or DEFAULT_ALGO, flags.env[0], flags.folder, flags, arguments)
+
+
+def _import_packages(flag: str, names: Sequence[str]) -> None:
+    """Import what registers the user's own tasks.
+
+    :raises ValueError: if there is no such module
+    """
+    for name in names:
+        if _is_missing(name):
+            raise ValueError(f"{flag}: there is no module {name} that can be imported")
+        importlib.import_module(name)
 
 
 def is_users_mistake(error: Exception) -> bool:

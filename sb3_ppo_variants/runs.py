@@ -118,6 +118,16 @@ def begun_with(arguments: Sequence[str]) -> tuple[str, Path | None]:
     return flags.recipe, flags.start_from
 
 
+def modules_of(arguments: Sequence[str]) -> tuple[str, ...]:
+    """The modules that register a run's task, by its arguments."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--gym-packages", nargs="+", default=[])
+    parser.add_argument("--env", default="")
+    flags, _ = parser.parse_known_args(list(arguments))
+    module = flags.env.rpartition(":")[0]
+    return (*flags.gym_packages, *([module] if module else []))
+
+
 def without_places(arguments: Sequence[str]) -> list[str]:
     """A run's arguments without where things lie on its machine: an agent that it began with by its name alone."""
     _, start = begun_with(arguments)

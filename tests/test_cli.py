@@ -131,6 +131,8 @@ def test_demo_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch) -> None:
             ["train", "--algo", "ppo_clip"],
             r"'ppo_clip', did you mean 'ppo_clip_paper'\? \(allowed: .*trpo",
         ),
+        (["train", "--gym-packages", "nowhere"], "--gym-packages: there is no module nowhere that can be imported$"),
+        (["plot", "--env", "no.where:CartPole-v1"], "--env: there is no module no.where that can be imported$"),
         (["train", "--env", "CartPol-v1"], r"unknown task 'CartPol-v1', did you mean 'CartPole-v1'\?$"),
         (["train", "--env", "RoboschoolHumanoid-v2"], r"did you mean 'RoboschoolHumanoid-v1'\?$"),
         (["enjoy", "--env", "CartPol-v1"], "unknown task 'CartPol-v1'"),
@@ -449,6 +451,29 @@ def test_what_cannot_be_resumed_is_said(flags: list[str], message: str, capsys: 
         Path(name, "run.json").write_text(text)
     assert cli.main(["train", *flags]) == 2
     assert message in only_error_line(capsys)
+
+
+@pytest.mark.parametrize("flags", [["--gym-packages", "my_tasks", "--env", "My-v0"], ["--env", "my_tasks:My-v0"]])
+def test_tasks_of_ones_own(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("my_tasks.py").write_text(
+        "import gymnasium as gym\n"
+        "gym.register('My-v0', 'gymnasium.envs.classic_control:CartPoleEnv', max_episode_steps=8)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        assert cli.main(["train", *flags, *SHORT_TRAINING]) == 0
+        for command in (["enjoy", "-n", "8"], ["plot"], ["record", "-n", "8"]):
+            assert cli.main([command[0], *flags, *command[1:]]) == 0, command
+        for unknown in ("my_tasks", "My-v0"):  # as in another process
+            (sys.modules if unknown == "my_tasks" else gym.registry).pop(unknown)
+        run = "logs/ppo_clip_paper/My-v0_1"
+        assert cli.main(["package", "--run", run, "--episodes", "2", "--workers", "2", "--no-film"]) == 0
+        assert "mean return" in capsys.readouterr().out
+    finally:
+        sys.modules.pop("my_tasks", None)
+        gym.registry.pop("My-v0", None)
 
 
 def test_a_recipe_of_another_folder_and_its_name_in_curves(capsys: pytest.CaptureFixture[str]) -> None:

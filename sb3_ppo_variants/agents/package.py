@@ -38,7 +38,7 @@ from sb3_ppo_variants.agents.scoring import (
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all
-from sb3_ppo_variants.runs import RUN_FILE, begun_with, read_run, without_places
+from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, without_places
 from sb3_ppo_variants.safe_yaml import load_run_yaml
 from sb3_ppo_variants.zoo import shipped_settings
 
@@ -126,7 +126,7 @@ def package(
     with tempfile.TemporaryDirectory() as staged:
         export_run(known.algo, trained.path, known.described, Path(staged), best=load_best)
         contents = {name: Path(staged, name).read_bytes() for name in PLAYED_FILES if name != CONFIG_FILE}
-        player = Player(Path(staged), known.env_id, known.env_kwargs, wrapping)
+        player = Player(Path(staged), known.env_id, known.env_kwargs, wrapping, modules_of(known.arguments or []))
         played = play(player, episodes, workers)
         if with_film:
             contents[FILM_FILE] = _filmed(player, Path(staged, FILM_FILE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import multiprocessing
 import signal
@@ -53,6 +54,8 @@ class Player(NamedTuple):
     env_id: str
     env_kwargs: dict[str, Any]
     wrapping: dict[str, Any]
+    modules: tuple[str, ...] = ()
+    """that register the task"""
 
     @contextmanager
     def opened(self, **env_kwargs: Any) -> Iterator[tuple[Any, Any]]:
@@ -63,6 +66,8 @@ class Player(NamedTuple):
         from sb3_ppo_variants.export import load_policy
         from sb3_ppo_variants.zoo import make_played_env
 
+        for module in self.modules:
+            importlib.import_module(module)
         policy = load_policy(self.policy, "cpu")
         env = make_played_env(self.env_id, {**self.env_kwargs, **env_kwargs}, self.wrapping)
         with closing(env):
