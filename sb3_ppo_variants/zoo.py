@@ -29,7 +29,7 @@ from sb3_ppo_variants import ALGORITHMS, schema
 from sb3_ppo_variants.arguments import check_names, shown
 from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 from sb3_ppo_variants.runs import OUR_RECIPE, RunOptions, write_run
-from sb3_ppo_variants.safe_yaml import load_yaml, read_expression
+from sb3_ppo_variants.safe_yaml import load_yaml, parse_yaml, read_expression
 
 if TYPE_CHECKING:
     import optuna
@@ -541,7 +541,7 @@ def _vec_env_class(name: str) -> type[VecEnv]:
 
 
 class _WordsAndLiterals(argparse.Action):
-    """``key:value`` pairs whose values are Python literals or plain words.
+    """``key:value`` pairs whose values are Python literals, plain words, or as in YAML (``true``, ``{name: dummy}``).
 
     rl_zoo3's own action evaluates them as code, on which a plain word (``surrogate:log_clip``) fails.
     """
@@ -558,7 +558,8 @@ class _WordsAndLiterals(argparse.Action):
             key, colon, value = pair.partition(":")
             if not colon:
                 parser.error(f"argument {option_string}: expected key:value, got {pair!r}")
-            pairs[key] = read_literal(value, key)
+            is_yaml = value in ("true", "false", "null") or re.match(r"\s*\{\s*[A-Za-z_]\w*\s*:", value)
+            pairs[key] = parse_yaml(value.encode(), key, named_levels=1) if is_yaml else read_literal(value, key)
         setattr(namespace, self.dest, pairs)
 
 

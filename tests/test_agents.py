@@ -198,6 +198,11 @@ def test_a_folder_of_somebody_elses_is_not_trusted(
     assert message in capsys.readouterr().err
 
 
+def test_no_folder_is_said(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["enjoy", "--env", "Pendulum-v1", "--shipped", "nowhere"]) == 2
+    assert "there is no folder nowhere" in capsys.readouterr().err
+
+
 def test_an_agent_with_wrappers_of_ones_own_is_not_packaged(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(room / "trained_agents" / "Pendulum-v1")
     edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "foreign.Wrapper"})

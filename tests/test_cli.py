@@ -453,6 +453,16 @@ def test_what_cannot_be_resumed_is_said(flags: list[str], message: str, capsys: 
     assert message in only_error_line(capsys)
 
 
+def test_params_may_be_written_as_in_a_config() -> None:
+    as_in_yaml = ["normalize:true", "clip_actions:false", "target_kl:null", "vec_env:{name: dummy}", "n_steps:64"]
+    lines = ["policy_kwargs:{net_arch: [8, 8]}", "batch_size:64", "n_envs:2"]
+    assert cli.main(["train", "-n", "128", "-params", *as_in_yaml, *lines, *QUIET]) == 0
+    settings = json.loads(Path("logs/ppo_clip_paper/CartPole-v1_1/run.json").read_text())["settings"]
+    assert [settings[name] for name in ("normalize", "clip_actions", "target_kl")] == [True, False, None]
+    assert settings["vec_env"] == {"name": "dummy"}
+    assert settings["policy_kwargs"] == {"net_arch": [8, 8]}
+
+
 @pytest.mark.parametrize("flags", [["--gym-packages", "my_tasks", "--env", "My-v0"], ["--env", "my_tasks:My-v0"]])
 def test_tasks_of_ones_own(
     flags: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]

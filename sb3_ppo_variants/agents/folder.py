@@ -104,6 +104,8 @@ def require_agent(env_id: str, agents: Path | None = None) -> Agent:
     :param agents: as for :func:`find_agent`
     :raises AgentError: if there is none; says for which tasks there are
     """
+    if agents is not None and not agents.is_dir():
+        raise AgentError(f"there is no folder {agents}")
     agent = find_agent(env_id, agents)
     if agent is None:
         raise AgentError(f"there is no agent for {env_id} in {agents or shipped_agents()}; {told_of(agents)}")
