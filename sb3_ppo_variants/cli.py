@@ -96,7 +96,10 @@ def train(request: Request) -> None:
     zoo.train(request.program, arguments, request.options)
     if not request.flags.optimize_hyperparameters:
         folder = "" if request.folder == Path(DEFAULT_FOLDER) else f" -f {request.folder}"
-        print(f"Next: {PROGRAM} enjoy|record|plot --algo {request.algo} --env {request.env}{folder}")
+        packages = request.flags.gym_packages
+        packages = f" --gym-packages {' '.join(packages)}" if packages else ""
+        task = f"--env {request.flags.env_as_given}{packages}"
+        print(f"Next: {PROGRAM} enjoy|record|plot --algo {request.algo} {task}{folder}")
 
 
 def enjoy(request: Request) -> None:
@@ -442,6 +445,7 @@ def read_request(command: str, arguments: list[str]) -> Request:
     _import_packages("--gym-packages", flags.gym_packages)
     if command in ("record", "plot"):  # of which rl_zoo3's know no such flag
         arguments = without_flags([("--gym-packages",)], arguments)
+    flags.env_as_given = flags.env[0]
     # As gymnasium.make, module:id; rl_zoo3 looks for the id alone.
     _import_packages("--env", [module for env in flags.env if (module := env.rpartition(":")[0])])
     if any(":" in env for env in flags.env):

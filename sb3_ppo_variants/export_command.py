@@ -131,7 +131,10 @@ def export_run(
     algorithm = _class_of(algo)
     statistics = (settings / BEST_FOLDER if best else settings) / "vecnormalize.pkl"
     if not statistics.is_file() and _was_normalized(settings / "config.yml"):
-        raise ValueError(f"the run was trained with normalised observations or rewards, and there is no {statistics}")
+        last = "; the last model has its own: leave --load-best out" if best else ""
+        raise ValueError(
+            f"the run was trained with normalised observations or rewards, and there is no {statistics}{last}"
+        )
     model = algorithm.load(model_path, device="cpu")
     # As VecNormalize.load, which also wants an environment.
     vec_normalize = pickle.loads(statistics.read_bytes()) if statistics.is_file() else None

@@ -24,12 +24,12 @@ class MeanMetrics:
         if len(scalars) < len(values):  # plain numbers among them
             device = scalars[0].device if scalars else None
             scalars = [th.as_tensor(value, dtype=th.float32, device=device).detach() for value in values.values()]
-        stacked = th.stack(scalars)
+        weighted = th.stack(scalars) * weight
         if names in self._sums:
-            self._sums[names].add_(stacked, alpha=weight)
+            self._sums[names].add_(weighted)
             self._weights[names] += weight
         else:
-            self._sums[names], self._weights[names] = stacked.mul_(weight), weight
+            self._sums[names], self._weights[names] = weighted, weight
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over what was added."""

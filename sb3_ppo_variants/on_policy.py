@@ -783,7 +783,8 @@ class PaperOnPolicyAlgorithm(ResumableAlgorithm):
         """
         if not callable(schedule):
             return schedule
-        # The last rollout may end beyond the training's end; a line down to 0 is not to become negative there.
+        # The last rollout may end beyond the training's end; a line down to 0 is not to become negative there. (SB3's
+        # learning rate does, and ours with it.)
         value = schedule(max(0.0, self._current_progress_remaining))
         if not smallest <= value < math.inf or math.isnan(value):
             allowed = "finite" if smallest == -math.inf else f"finite and >= {smallest:g}"

@@ -27,7 +27,14 @@ RESUME_FLAGS = (
 )
 # What is kept among the settings instead.
 SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
-PLACE_FLAGS = (("-f", "--log-folder"), ("-tb", "--tensorboard-log"))
+PLACE_FLAGS = (
+    ("-f", "--log-folder"),
+    ("-tb", "--tensorboard-log"),
+    ("-i", "--trained-agent"),
+    ("-optim-log", "--optimization-log-path"),
+    ("--storage",),
+    *SETTINGS_FLAGS[:1],
+)
 LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
 # Ours, of a new run alone.

@@ -57,11 +57,10 @@ NOISE_KEYS = frozenset({"noise_type", "noise_std"})
 # Algorithms of SB3 and sb3-contrib that the paper compares with: with our settings for the tasks of its Fig. 3.
 PEERS = {"a2c": "stable_baselines3.A2C", "trpo": "sb3_contrib.TRPO"}
 # Ours: how the environments are vectorised, a name or {name: …, <its arguments>}. `--vec-env` on the command line wins.
-# In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
-BEST_FOLDER = "best"
-
 VEC_ENV_KEY = "vec_env"
 VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
+# In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
+BEST_FOLDER = "best"
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.
@@ -327,7 +326,8 @@ class _OurExperiments(ExperimentManager):
 
     def setup_experiment(self) -> Any:
         """As rl_zoo3's, but a setup that fails leaves no run behind: ``enjoy`` would take it for the latest."""
-        is_new = not Path(self.save_path).exists()
+        options = self.run_options
+        is_new = options is not None and options.folder is not None and not options.folder.exists()
         try:
             made = super().setup_experiment()
             self._start_from_agent(made)
@@ -390,15 +390,20 @@ class _OurExperiments(ExperimentManager):
 
         The normaliser's statistics of the best model are kept apart too: rl_zoo3's own file ends as that of the last.
         """
+        from rl_zoo3.callbacks import SaveVecNormalizeCallback
         from stable_baselines3.common.callbacks import CallbackList, EvalCallback
 
         if self._keeps_bundles:
             self._shows_bar, self.show_progress = self.show_progress, False
         super().create_callbacks()
         for callback in self.callbacks:
-            if isinstance(callback, EvalCallback):
-                saves: Any = callback.callback_on_new_best  # rl_zoo3's SaveVecNormalizeCallback
-                best = type(saves)(save_freq=1, save_path=str(Path(self.params_path, BEST_FOLDER)))
+            if not self.normalize or not isinstance(callback, EvalCallback):
+                continue
+            saves = callback.callback_on_new_best
+            if (
+                isinstance(saves, SaveVecNormalizeCallback) and saves.save_path == self.params_path
+            ):  # not the user's own
+                best = SaveVecNormalizeCallback(save_freq=1, save_path=str(Path(self.params_path, BEST_FOLDER)))
                 callback.callback_on_new_best = CallbackList([saves, best])
                 callback.callback_on_new_best.parent = callback
 

@@ -269,6 +269,35 @@ def test_a_run_takes_no_folder_that_another_has_taken_meanwhile(monkeypatch: pyt
     assert {"CartPole-v1.zip", "run.json"} <= {path.name for path in Path(f"{taken}"[:-1] + "2").iterdir()}
 
 
+def test_a_setup_that_fails_leaves_the_run_of_another_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = Path("logs/ppo_clip_paper/CartPole-v1_1")
+
+    def fails(*_: Any) -> None:
+        taken.mkdir(parents=True)
+        raise ValueError("clip_range must be a number")
+
+    monkeypatch.setattr(zoo._OurExperiments, "_preprocess_hyperparams", fails)
+    assert cli.main(["train", *SHORT_TRAINING]) == 2
+    assert taken.is_dir()
+
+
+@pytest.mark.filterwarnings("ignore:Training and eval env are not of the same type:UserWarning")
+def test_an_evaluation_of_ones_own_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    Path("my_callbacks.py").write_text(
+        "import gymnasium as gym\n"
+        "from stable_baselines3.common.callbacks import EvalCallback\n"
+        "class Mine(EvalCallback):\n"
+        "    def __init__(self):\n"
+        "        super().__init__(gym.make('CartPole-v1'), eval_freq=10**6)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    try:
+        flags = ["-n", "128", "-params", "n_steps:64", "n_envs:2", "batch_size:64", "normalize:true"]
+        assert cli.main(["train", *flags, "callback:my_callbacks.Mine", *QUIET]) == 0
+    finally:
+        sys.modules.pop("my_callbacks", None)
+
+
 def test_the_best_models_statistics_are_kept_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     from stable_baselines3.common import callbacks
 
@@ -474,13 +503,19 @@ def test_tasks_of_ones_own(
     monkeypatch.syspath_prepend(str(tmp_path))
     try:
         assert cli.main(["train", *flags, *SHORT_TRAINING]) == 0
+        if "my_tasks:My-v0" in flags:
+            assert "plot --algo ppo_clip_paper --env my_tasks:My-v0\n" in capsys.readouterr().out
+        else:
+            assert "--env My-v0 --gym-packages my_tasks\n" in capsys.readouterr().out
         for command in (["enjoy", "-n", "8"], ["plot"], ["record", "-n", "8"]):
             assert cli.main([command[0], *flags, *command[1:]]) == 0, command
         for unknown in ("my_tasks", "My-v0"):  # as in another process
             (sys.modules if unknown == "my_tasks" else gym.registry).pop(unknown)
         run = "logs/ppo_clip_paper/My-v0_1"
         assert cli.main(["package", "--run", run, "--episodes", "2", "--workers", "2", "--no-film"]) == 0
-        assert "mean return" in capsys.readouterr().out
+        card = Path("trained_agents/My-v0/README.md").read_text()
+        assert "\nimport my_tasks\n" in card
+        assert "--gym-packages my_tasks" in card
     finally:
         sys.modules.pop("my_tasks", None)
         gym.registry.pop("My-v0", None)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sb3_ppo_variants.agents.folder import CONFIG_FILE, EPISODES_FILE, FILM_FILE, Agent, folder_name
+from sb3_ppo_variants.runs import modules_of
 
 
 def model_card(agent: Agent, has_film: bool) -> bytes:
@@ -43,6 +44,8 @@ def _text(agent: Agent, has_film: bool) -> str:
     rows = "\n".join(f"| {name} | {value} |" for name, value in _rows(agent).items())
     film = f"\n[A film]({FILM_FILE}) of it.\n" if has_film else ""
     name = folder_name(agent.env_id)
+    modules = modules_of(agent.arguments or [])
+    packages = f" --gym-packages {' '.join(modules)}" if modules else ""
     trained = f"Begun with: `ppo-variants train {shlex.join(agent.arguments)}`." if agent.arguments is not None else ""
     return f"""\
 # {agent.algorithm} on {agent.env_id}
@@ -64,7 +67,7 @@ and not on the model that it was made of; `{EPISODES_FILE}` has every episode.
 With `sb3-ppo-variants[zoo]` installed:
 
 ```sh
-ppo-variants enjoy --env {agent.env_id} --shipped FOLDER   # the folder that holds the folder {name}
+ppo-variants enjoy --env {agent.env_id} --shipped FOLDER{packages}   # the folder that holds the folder {name}
 ```
 
 {_in_python(agent, name)}
@@ -80,12 +83,13 @@ Scored with {_versions(agent.scored_with)}.
 def _in_python(agent: Agent, name: str) -> str:
     """How to play it from Python; where its task is wrapped, SB3's shapes are those of ``make_played_env``."""
     kwargs = "".join(f", {key}={value!r}" for key, value in agent.env_kwargs.items())
+    own = "".join(f"import {module}\n" for module in modules_of(agent.arguments or []))
     if not agent.wrapping:
         return f"""\
 ```python
 import gymnasium as gym
 
-import sb3_ppo_variants
+{own}import sb3_ppo_variants
 from sb3_ppo_variants import load_policy
 
 policy = load_policy("{name}")
@@ -96,7 +100,7 @@ action, _ = policy.predict(observation, deterministic=True)
 """
     return f"""\
 ```python
-from sb3_ppo_variants import load_policy
+{own}from sb3_ppo_variants import load_policy
 from sb3_ppo_variants.zoo import make_played_env
 
 policy = load_policy("{name}")

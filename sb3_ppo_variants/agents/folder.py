@@ -152,6 +152,8 @@ def read_agent(folder: Path) -> Agent:
 
 
 def _check(agent: Agent, path: Path) -> None:
+    if ":" in agent.env_id:  # gymnasium would import the module before it
+        raise AgentError(f"'env_id' in {path} must be the id of a task alone; got {agent.env_id!r:.80}")
     if folder_name(agent.env_id) != agent.folder.resolve().name:
         raise AgentError(f"{path} is of an agent for {agent.env_id}, and must lie in a folder of that name")
     wrong = [name for name in SCORE_FIELDS if not is_number(agent.score.get(name))]

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 
-from sb3_ppo_variants.agents.folder import Agent, folder_name, require_agent
+from sb3_ppo_variants.agents.folder import Agent, require_agent
 from sb3_ppo_variants.agents.scoring import FIRST_SEED
 from sb3_ppo_variants.arguments import check_names, require
 from sb3_ppo_variants.envs import TASKS as OUR_TASKS
@@ -116,7 +116,7 @@ def _steps(agent: Agent, seed: int, **env_kwargs: Any) -> Iterator[tuple[Any, di
     from sb3_ppo_variants.export import load_policy
 
     policy = load_policy(agent.folder, "cpu")
-    env: Any = gym.make(folder_name(agent.env_id), **{**agent.env_kwargs, **env_kwargs})
+    env: Any = gym.make(agent.env_id, **{**agent.env_kwargs, **env_kwargs})
     with closing(env):
         observation, info = env.reset(seed=seed)
         yield env.unwrapped, info

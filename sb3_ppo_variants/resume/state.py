@@ -127,7 +127,7 @@ def _env_id(env: Any) -> str | None:
         return None
     try:
         return getattr(env.get_attr("spec", 0)[0], "id", None)
-    except Exception:  # of a worker process, for a spec that cannot be pickled
+    except Exception:  # of somebody's own VecEnv, which says that it has one
         return None
 
 
