@@ -76,6 +76,11 @@ def require_choice(name: str, value: Any, choices: Sequence[Any]) -> None:
     raise ValueError(f"{name} must be one of {', '.join(map(repr, choices))}; got {shown(value)}{hint}")
 
 
+def is_number(value: object) -> bool:
+    """Whether it is a finite number, and no truth value."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
 def check_names(what: str, names: Iterable[object], allowed: Collection[str], *, list_allowed: bool = True) -> None:
     """Check that every name is an allowed one.
 

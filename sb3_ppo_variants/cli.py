@@ -16,8 +16,9 @@ import gymnasium as gym
 
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, zoo
-from sb3_ppo_variants.agents.folder import Agent, find_agent, folder_name, list_agents, require_agent, told_of
+from sb3_ppo_variants.agents.folder import Agent, find_agent, list_agents, require_agent, told_of
 from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.resume.names import BundleError
 from sb3_ppo_variants.runs import RunOptions, read_options, without_flags
 
@@ -96,8 +97,8 @@ def train(request: Request) -> None:
     zoo.train(request.program, arguments, request.options)
     if not request.flags.optimize_hyperparameters:
         folder = "" if request.folder == Path(DEFAULT_FOLDER) else f" -f {request.folder}"
-        packages = request.flags.gym_packages
-        packages = f" --gym-packages {' '.join(packages)}" if packages else ""
+        modules = request.flags.gym_packages
+        packages = f" --gym-packages {' '.join(modules)}" if modules else ""
         task = f"--env {request.flags.env_as_given}{packages}"
         print(f"Next: {PROGRAM} enjoy|record|plot --algo {request.algo} {task}{folder}")
 

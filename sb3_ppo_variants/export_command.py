@@ -16,6 +16,7 @@ from typing import Any
 
 from sb3_ppo_variants import ALGORITHMS
 from sb3_ppo_variants.export_files import FORMATS
+from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.safe_yaml import load_run_yaml
 from sb3_ppo_variants.zoo import BEST_FOLDER, PEERS, check_names
 
@@ -71,7 +72,7 @@ def find_run(folder: Path, algo: str, env: str, number: int) -> tuple[Path, str]
     :param number: the run's; 0: the latest; -1: the algorithm's own folder
     :raises ValueError: if there is none
     """
-    name = env.replace("/", "-").rpartition(":")[2]
+    name = folder_name(env)
     if number < -1:
         raise ValueError(f"--exp-id must be -1, 0 or the number of a run; got {number}")
     if number == -1:

@@ -1,4 +1,4 @@
-"""Files that are either the old ones or the new ones, whatever happens in between."""
+"""Files that are either the old ones or the new ones, whatever happens in between, and tasks in their names."""
 
 from __future__ import annotations
 
@@ -8,6 +8,11 @@ import secrets
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+
+
+def folder_name(env_id: str) -> str:
+    """The name of a task's folder, as rl_zoo3 names files."""
+    return env_id.rpartition(":")[2].replace("/", "-")
 
 
 def atomic_write(path: str | Path, data: bytes) -> None:

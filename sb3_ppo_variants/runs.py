@@ -26,14 +26,15 @@ RESUME_FLAGS = (
     "-params",
 )
 # What is kept among the settings instead.
-SETTINGS_FLAGS = (("-conf", "--conf-file"), ("-params", "--hyperparams"))
+CONFIG_FLAG = ("-conf", "--conf-file")
+SETTINGS_FLAGS = (CONFIG_FLAG, ("-params", "--hyperparams"))
 PLACE_FLAGS = (
     ("-f", "--log-folder"),
     ("-tb", "--tensorboard-log"),
     ("-i", "--trained-agent"),
     ("-optim-log", "--optimization-log-path"),
     ("--storage",),
-    *SETTINGS_FLAGS[:1],
+    CONFIG_FLAG,
 )
 LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
@@ -85,7 +86,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
     allowed = "a number of seconds >= 0"
     require("--bundle-interval", flags.bundle_interval, allowed, lambda value: 0 <= value < 1e9, optional=True)
-    if flags.recipe is not None and len(without_flags(SETTINGS_FLAGS[:1], rest)) < len(rest):
+    if flags.recipe is not None and len(without_flags([CONFIG_FLAG], rest)) < len(rest):
         raise ValueError(f"{RECIPE_FLAG} and --conf-file both name a file of settings: give one of them")
     begun = [] if flags.start_from is None else [START_FLAG, str(flags.start_from.absolute())]
     begun += [] if flags.recipe is None else [RECIPE_FLAG, flags.recipe]

@@ -219,11 +219,15 @@ def check_classes(settings: Mapping[str, Any], *, of_a_run: bool = False) -> Non
     :raises ValueError: for a name that cannot be imported or stands for something else; says what is wanted
     """
     for key in NAMED_KEYS:
-        value = settings.get(key)
-        for item in value if isinstance(value, list) else [value]:
-            name = next(iter(item), None) if isinstance(item, Mapping) else item
+        for name in names_in(settings.get(key)):
             if _is_dotted_name(name):  # else: a policy's alias, None, or an object of a Python config
                 _check_class(key, name, of_a_run)
+
+
+def names_in(value: Any) -> list[Any]:
+    """What a setting names: it is one name, or a list of them, and each may have arguments, ``{name: {…}}``."""
+    items = value if isinstance(value, list) else [value]
+    return [next(iter(item), None) if isinstance(item, Mapping) else item for item in items]
 
 
 def _check_class(key: str, name: str, of_a_run: bool) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 import sb3_ppo_variants
 from sb3_ppo_variants import ALGORITHMS, schema
 from sb3_ppo_variants.arguments import check_names, shown
+from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 from sb3_ppo_variants.runs import OUR_RECIPE, RunOptions, write_run
 from sb3_ppo_variants.safe_yaml import load_yaml, parse_yaml, read_expression
@@ -400,9 +401,8 @@ class _OurExperiments(ExperimentManager):
             if not self.normalize or not isinstance(callback, EvalCallback):
                 continue
             saves = callback.callback_on_new_best
-            if (
-                isinstance(saves, SaveVecNormalizeCallback) and saves.save_path == self.params_path
-            ):  # not the user's own
+            # Any other is the user's own.
+            if isinstance(saves, SaveVecNormalizeCallback) and saves.save_path == self.params_path:
                 best = SaveVecNormalizeCallback(save_freq=1, save_path=str(Path(self.params_path, BEST_FOLDER)))
                 callback.callback_on_new_best = CallbackList([saves, best])
                 callback.callback_on_new_best.parent = callback
@@ -794,7 +794,7 @@ def playing(exported: Exported) -> Iterator[None]:
     weights = str(exported.folder / "policy.safetensors")
     algorithm = rl_zoo3.ALGOS[exported.algo]
     with tempfile.TemporaryDirectory() as run:
-        name = exported.env_id.replace("/", "-")
+        name = folder_name(exported.env_id)
         settings = Path(run, name)
         settings.mkdir()
         contents = {"config.yml": exported.settings, "args.yml": {"env_kwargs": exported.env_kwargs or None}}

@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, cli, demo, load_policy, zoo
 from sb3_ppo_variants.agents import curves, folder, package, scoring
+from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.reproduce import figure4, figure5
 
 TRAIN = ["train", "--eval-freq", "-1", "--verbose", "0", "--no-progress", "-n", "512"]
@@ -483,7 +484,7 @@ def test_what_ships_can_be_played() -> None:
     shipped = folder.shipped_agents()
     assert (shipped / "README.md").is_file()
     for agent in folder.list_agents():
-        assert agent.folder.name == folder.folder_name(agent.env_id)
+        assert agent.folder.name == folder_name(agent.env_id)
         assert agent.env_id in gym.registry
         assert agent.score["episodes"] == 100
         load_policy(agent.folder, "cpu")

@@ -6,7 +6,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from sb3_ppo_variants.agents.folder import CONFIG_FILE, EPISODES_FILE, FILM_FILE, Agent, folder_name
+from sb3_ppo_variants.agents.folder import CONFIG_FILE, EPISODES_FILE, FILM_FILE, Agent
+from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.runs import modules_of
 
 

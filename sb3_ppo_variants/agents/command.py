@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sb3_ppo_variants.agents.folder import AGENTS, folder_name
+from sb3_ppo_variants.agents.folder import AGENTS
 from sb3_ppo_variants.agents.scoring import EPISODES
+from sb3_ppo_variants.files import folder_name
 
 DESCRIPTION = """\
 Make the folder of a trained agent from a run: the policy as an export that runs no code, its settings, its score over

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sb3_ppo_variants.agents.folder import AgentError, is_number
+from sb3_ppo_variants.agents.folder import AgentError
+from sb3_ppo_variants.arguments import is_number
 
 CURVES_FILE = "curves.jsonl"
 PROGRESS_FILE = "progress.csv"

@@ -9,12 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sb3_ppo_variants.arguments import is_number
 from sb3_ppo_variants.export_files import DESCRIPTION_FILE, MAX_JSON_BYTES, WEIGHTS_FILE, read_file
+from sb3_ppo_variants.files import folder_name
+from sb3_ppo_variants.safe_yaml import WRAPPER_KEYS
+from sb3_ppo_variants.schema import names_in
 from sb3_ppo_variants.zoo import data_folder
 
 AGENTS = "trained_agents"
@@ -26,7 +29,7 @@ CARD_FILE = "README.md"
 FILM_FILE = "film.mp4"
 PLAYED_FILES = (DESCRIPTION_FILE, WEIGHTS_FILE, CONFIG_FILE)
 """what is played depends on these: ``agent.json`` has their checksums"""
-WRAPPING_KEYS = ("env_wrapper", "vec_env_wrapper", "frame_stack")
+WRAPPING_KEYS = (*WRAPPER_KEYS, "frame_stack")
 """settings of a run that an agent needs to see the task as it did"""
 
 WRAPPERS_OF = ("gymnasium", "rl_zoo3", "sb3_contrib", "sb3_ppo_variants", "stable_baselines3")
@@ -76,11 +79,6 @@ class Agent(NamedTuple):
             f"{self.env_id}: {self.algo}, recipe {self.recipe!r}, {self.timesteps:,} timesteps; mean return "
             f"{score['mean']:.0f} ± {score['std']:.0f} over {score['episodes']} episodes"
         )
-
-
-def folder_name(env_id: str) -> str:
-    """The name of a task's folder, as rl_zoo3 names files."""
-    return env_id.rpartition(":")[2].replace("/", "-")
 
 
 def shipped_agents() -> Path:
@@ -171,18 +169,11 @@ def check_wrappers(wrapping: Mapping[str, Any]) -> None:
     :param wrapping: settings of ``WRAPPING_KEYS``
     :raises ValueError: if it does; names the wrapper
     """
-    for key in WRAPPING_KEYS[:2]:
-        value = wrapping.get(key)
-        for item in value if isinstance(value, list) else [value]:
-            name = next(iter(item), None) if isinstance(item, Mapping) else item
+    for key in WRAPPER_KEYS:
+        for name in names_in(wrapping.get(key)):
             if name is not None and (not isinstance(name, str) or name.partition(".")[0] not in WRAPPERS_OF):
                 packages = ", ".join(WRAPPERS_OF)
                 raise ValueError(f"an agent's {key} must be of one of the packages {packages}; got {name!r:.80}")
-
-
-def is_number(value: Any) -> bool:
-    """Whether it is a finite one."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 SCORE_FIELDS = ("mean", "std", "min", "max", "mean_length", "terminated", "episodes", "first_seed")

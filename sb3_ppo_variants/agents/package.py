@@ -24,7 +24,6 @@ from sb3_ppo_variants.agents.folder import (
     Agent,
     agent_json,
     check_wrappers,
-    folder_name,
 )
 from sb3_ppo_variants.agents.scoring import (
     EPISODES,
@@ -37,7 +36,7 @@ from sb3_ppo_variants.agents.scoring import (
 )
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
-from sb3_ppo_variants.files import atomic_write, atomic_write_all
+from sb3_ppo_variants.files import atomic_write, atomic_write_all, folder_name
 from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, without_places
 from sb3_ppo_variants.safe_yaml import load_run_yaml
 from sb3_ppo_variants.zoo import shipped_settings

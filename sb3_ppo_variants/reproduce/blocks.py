@@ -21,9 +21,8 @@ from typing import Any
 import gymnasium as gym
 from filelock import FileLock, Timeout
 
-from sb3_ppo_variants.agents.folder import folder_name
 from sb3_ppo_variants.arguments import require
-from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.files import atomic_write, folder_name
 from sb3_ppo_variants.processes import WorkerError, in_processes
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run, Selection

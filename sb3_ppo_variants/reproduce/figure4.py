@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from sb3_ppo_variants.agents.curves import Curve, read_curves
-from sb3_ppo_variants.agents.folder import Agent, find_agent, folder_name, shipped_agents
+from sb3_ppo_variants.agents.folder import Agent, find_agent, shipped_agents
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.envs import TASKS as OUR_TASKS
-from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.files import atomic_write, folder_name
 from sb3_ppo_variants.reproduce import drawing
 from sb3_ppo_variants.reproduce.places import OUTPUT
 from sb3_ppo_variants.reproduce.tables import markdown, number, plain

@@ -9,7 +9,6 @@ today's is an error.
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
@@ -17,9 +16,8 @@ from typing import Any, NamedTuple
 
 from filelock import FileLock
 
-from sb3_ppo_variants.agents.folder import folder_name
-from sb3_ppo_variants.arguments import shown
-from sb3_ppo_variants.files import atomic_write
+from sb3_ppo_variants.arguments import is_number, shown
+from sb3_ppo_variants.files import atomic_write, folder_name
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run
 
 IN_PROGRESS = "in_progress"
@@ -164,10 +162,8 @@ def _parsed(line: str, where: str) -> Row:
         row = Row(**content)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{where} is no result ({error}): remove it, and the run will be done again") from error
-    if row.score is None:
-        has_score = row.diverged is not None and row.episodes == 0
-    else:
-        has_score = isinstance(row.score, (int, float)) and math.isfinite(row.score)
+    may_lack_one = row.diverged is not None and row.episodes == 0
+    has_score = is_number(row.score) or (row.score is None and may_lack_one)
     if not has_score or not isinstance(row.curve, list) or not isinstance(row.settings, dict):
         raise ValueError(f"{where} is no result: remove it, and the run will be done again")
     return row
