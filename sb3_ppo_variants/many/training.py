@@ -107,11 +107,13 @@ def train_agents(
     folder: str | Path | None = None,
     resume: Resume = False,
     bundle_interval: float = BUNDLE_INTERVAL,
+    reached: Callable[[int], object] | None = None,
 ) -> list[Agent]:
-    """What :func:`train_many` does, for callers that must know whose training has diverged.
+    """What :func:`train_many` does, for callers that must know whose training has diverged, or how far it is.
 
     :param specs: as :func:`train_many`'s ``agents``, each with its seed
     :param settings: of all; None: none
+    :param reached: called before the first iteration and after each, with the timesteps that the agents have reached
     :return: the agents: ``model`` as after ``learn``, and ``error``, None where the training came to its end
     :raises ValueError: as there
     :raises BundleError: as there
@@ -135,6 +137,8 @@ def train_agents(
         for failed in training:
             for agent in failed:
                 warnings.warn(f"{agent.name} ends: {agent.error}", DivergenceWarning, stacklevel=3)
+            if reached is not None:
+                reached(max(agent.model.num_timesteps for agent in made))
     return made
 
 

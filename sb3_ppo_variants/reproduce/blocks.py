@@ -24,9 +24,10 @@ from filelock import FileLock, Timeout
 from sb3_ppo_variants.arguments import require
 from sb3_ppo_variants.files import atomic_write, folder_name
 from sb3_ppo_variants.processes import WorkerError, in_processes
+from sb3_ppo_variants.reproduce.progress import Progress
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run, Selection
-from sb3_ppo_variants.reproduce.training import train_runs
+from sb3_ppo_variants.reproduce.training import Reached, train_runs
 
 RUNS_IN_A_BLOCK = 33
 """at most: Table 1's settings with three seeds, which take less time in one stack than in three"""
@@ -36,7 +37,7 @@ LOCK = "lock"
 DONE = ".done"
 """what ends the name of a block's folder that nobody looks into any more"""
 
-TrainRuns = Callable[[Sequence[Run], int, Path], list[Row]]
+TrainRuns = Callable[[Sequence[Run], int, Path, Reached], list[Row]]
 
 
 @dataclass(frozen=True)
@@ -142,12 +143,17 @@ def run_blocks(
     if not blocks:
         return
     n_runs = len(results.missing(runs))
-    print(f"[{title}] {n_runs} runs of {selection.timesteps:,} timesteps to do, in {len(blocks)} blocks", flush=True)
+    todo = f"{_counted(n_runs, 'run')} of {selection.timesteps:,} timesteps to do, in {_counted(len(blocks), 'block')}"
+    print(f"[{title}] {todo}", flush=True)
     workers = min(workers, len(blocks))
     if workers == 1:
         work(title, results, blocks, train)
     elif in_processes(title, work, [(title, results, blocks, train)] * workers, (ValueError,)):
         raise WorkerError(f"a worker of {title} did not end well; what it has not done, the same command does")
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def work(title: str, results: Results, blocks: Sequence[Block], train: TrainRuns = train_runs) -> None:
@@ -158,8 +164,11 @@ def work(title: str, results: Results, blocks: Sequence[Block], train: TrainRuns
                 continue
             runs = _begin(results, block, folder)
             if runs:
-                results.add(train(runs, results.timesteps, folder))
-                print(f"[{title}] block {number} of {len(blocks)} is done: {Block(block.name, runs)}", flush=True)
+                label = f"block {number} of {len(blocks)}"
+                what = Block(block.name, runs)
+                progress = Progress(f"[{title}] {label}, {what}", results.timesteps)
+                results.add(train(runs, results.timesteps, folder, progress.reached))
+                print(f"[{title}] {label} is done: {what}", flush=True)
             _remove(folder)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from sb3_ppo_variants.arguments import require
+
+Callback = Callable[[dict[str, Any], dict[str, Any]], object]
+"""a function of an algorithm's names and its module's, as SB3 takes it"""
 
 
 class CEM:
@@ -65,13 +69,18 @@ class CEM:
         self._random = np.random.default_rng(seed)
         env.seed(seed)
 
-    def learn(self, total_timesteps: int) -> CEM:
-        """Run generations until the timesteps are used up; the last one may be cut and then changes nothing."""
+    def learn(self, total_timesteps: int, callback: Callback | None = None) -> CEM:
+        """Run generations until the timesteps are used up; the last one may be cut and then changes nothing.
+
+        :param callback: called after each episode, as SB3 calls a function; what it returns is not looked at
+        """
         while self.num_timesteps < total_timesteps:
             weights = self.draw(1 - self.num_timesteps / (self.extra_fraction * total_timesteps))
             returns = []
             for each in weights:
                 returns.append(self.play(each))
+                if callback is not None:
+                    callback({"self": self}, {})
                 if self.num_timesteps >= total_timesteps:
                     return self
             self.update(weights, np.array(returns))

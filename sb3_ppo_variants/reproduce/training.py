@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,17 @@ from sb3_ppo_variants.reproduce.settings import Run
 BUNDLE_INTERVAL = 60.0
 """seconds between two bundles of a run: what a killed process loses at most"""
 
+Reached = Callable[[int], object]
+"""is told, every now and then, the timesteps that each run has reached"""
 
-def train_runs(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+
+def train_runs(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reached) -> list[Row]:
     """Train runs of one task, and go on where an earlier process has left them.
 
     :param runs: several, if all of their settings are ``stacked``; else one
     :param timesteps: of each
     :param folder: for what is kept until they are done
+    :param reached: called after each iteration, or after each step of the environments
     :return: their results
     :raises ValueError: if the timesteps are too few for an episode to end of a run that has not diverged
     """
@@ -35,10 +39,10 @@ def train_runs(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
     th.set_num_threads(1)  # networks this small gain nothing from more
     try:
         if all(run.setting.stacked for run in runs):
-            ends = _train_stacked(runs, timesteps, folder)
+            ends = _train_stacked(runs, timesteps, folder, reached)
         else:
             (run,) = runs
-            ends = [_train_alone(run, timesteps, _own_folder(folder, 0))]
+            ends = [_train_alone(run, timesteps, _own_folder(folder, 0), reached)]
     finally:
         th.set_num_threads(threads)
     return [
@@ -52,7 +56,7 @@ def _own_folder(folder: Path, index: int) -> Path:
     return folder / f"agent_{index:03}"
 
 
-def _train_stacked(runs: Sequence[Run], timesteps: int, folder: Path) -> list[int | None]:
+def _train_stacked(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reached) -> list[int | None]:
     """:return: of each run the timestep at which it diverged, or None"""
     from sb3_ppo_variants.many.training import DivergenceWarning, train_agents
 
@@ -60,13 +64,21 @@ def _train_stacked(runs: Sequence[Run], timesteps: int, folder: Path) -> list[in
     specs = [(run.setting.algorithm_class, run.setting.arguments(task), run.seed) for run in runs]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DivergenceWarning)  # it is in the row
-        agents = train_agents(specs, task, timesteps, folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
+        agents = train_agents(
+            specs,
+            task,
+            timesteps,
+            folder=folder,
+            resume="auto",
+            bundle_interval=BUNDLE_INTERVAL,
+            reached=reached,
+        )
     for agent in agents:
         agent.model.env.close()
     return [None if agent.error is None else agent.model.num_timesteps for agent in agents]
 
 
-def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:
+def _train_alone(run: Run, timesteps: int, folder: Path, reached: Reached) -> int | None:
     """:return: the timestep at which it diverged, or None"""
     from stable_baselines3.common.env_util import make_vec_env
 
@@ -86,12 +98,17 @@ def _train_alone(run: Run, timesteps: int, folder: Path) -> int | None:
         monitor_kwargs={"override_existing": not goes_on},
         wrapper_class=UnboundedActions if run.setting.unbounded else None,
     )
+
+    def callback(names: dict[str, Any], _: dict[str, Any]) -> bool:
+        reached(names["self"].num_timesteps)
+        return True
+
     try:
         model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
         if keeps_bundles:
-            model.learn(timesteps, run_folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
+            model.learn(timesteps, callback, run_folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
         else:
-            model.learn(timesteps)
+            model.learn(timesteps, callback)
     except (FloatingPointError, ValueError) as error:
         if not _tells_of_divergence(error):
             raise

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sb3_ppo_variants.reproduce.results import Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run
@@ -32,17 +33,17 @@ def row_of(run: Run, timesteps: int, score: float | None = None) -> Row:
     )
 
 
-def pretend(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+def pretend(runs: Sequence[Run], timesteps: int, folder: Path, _: Any) -> list[Row]:
     """Notes in the folder's parent which runs were trained, in which folder."""
     with open(folder.parent / "trained.txt", "a", encoding="utf-8") as file:
         file.writelines(f"{folder.name} {run.task} {run.setting.name} {run.seed}\n" for run in runs)
     return [row_of(run, timesteps) for run in runs]
 
 
-def die_once(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+def die_once(runs: Sequence[Run], timesteps: int, folder: Path, reached: Any) -> list[Row]:
     """The first process that trains Hopper dies of it."""
     mark = folder.parent / "died"
     if runs[0].task == "Hopper-v5" and not mark.exists():
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
-    return pretend(runs, timesteps, folder)
+    return pretend(runs, timesteps, folder, reached)

@@ -256,10 +256,10 @@ def test_the_same_command_begun_later_trains_nothing_twice(tmp_path: Path, monke
 def test_a_block_is_begun_without_what_is_done_by_then_and_gone_on_with_as_it_was_begun(tmp_path: Path) -> None:
     results, selection = Results(tmp_path, STEPS), selection_of()
 
-    def train(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+    def train(runs: Sequence[Run], timesteps: int, folder: Path, reached: Any) -> list[Row]:
         if runs[0].task == "Hopper-v5":  # which comes first; others do the half of the next block meanwhile
             run_blocks("other", selection_of(("none",), tasks=("InvertedPendulum-v5",)), results, train=pretend)
-            return pretend(runs, timesteps, folder)
+            return pretend(runs, timesteps, folder, reached)
         assert [run.setting.name for run in runs] == ["clip_0.2", "clip_0.2"]
         return _fail()
 
@@ -331,11 +331,11 @@ def _kill(*_: Any, **__: Any) -> None:
 def test_killed_while_a_block_is_removed(tmp_path: Path) -> None:
     results, selection = Results(tmp_path, STEPS), selection_of(tasks=("Hopper-v5",))
 
-    def train(runs: Sequence[Run], timesteps: int, folder: Path) -> list[Row]:
+    def train(runs: Sequence[Run], timesteps: int, folder: Path, reached: Any) -> list[Row]:
         # Of a folder that has lost a monitor's file, but no bundle, the runs could not be scored.
         assert {path.name for path in folder.iterdir()} == {"lock", "block.json"}
         (folder / "bundle").touch()
-        return pretend(runs, timesteps, folder)
+        return pretend(runs, timesteps, folder, reached)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("shutil.rmtree", _kill)

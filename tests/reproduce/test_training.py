@@ -24,6 +24,11 @@ from sb3_ppo_variants.reproduce.training import train_runs
 from tests.reproduce.environments import BREAKING, ECHO, EVEN
 
 STEPS = 4096
+
+
+def _unheard(_: int) -> None: ...
+
+
 PROGRAM = """
 import sys
 import sb3_ppo_variants.reproduce.training as training
@@ -66,7 +71,7 @@ def test_a_killed_table_has_the_rows_of_an_unkilled_one(tmp_path: Path) -> None:
 def test_a_row_is_that_of_the_algorithm_alone(tmp_path: Path) -> None:
     from stable_baselines3.common.env_util import make_vec_env
 
-    (row,) = train_runs([Run(EVEN, SETTINGS["clip_0.2"], 3)], 2048, tmp_path / "block")
+    (row,) = train_runs([Run(EVEN, SETTINGS["clip_0.2"], 3)], 2048, tmp_path / "block", _unheard)
     # In one rollout nothing is learned yet: the episodes are bit for bit those of the algorithm alone.
     env = make_vec_env(EVEN, monitor_dir=str(tmp_path / "alone"))
     PPOClipPaper("MlpPolicy", env, seed=3, device="cpu", clip_range=0.2, **presets.TABLE_1).learn(2048)
@@ -95,11 +100,23 @@ def test_each_algorithm_of_figure_3(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["a2c", "a2c_trust_region", pytest.param("trpo", marks=pytest.mark.slow)])
 def test_actions_are_not_clipped(name: str, tmp_path: Path) -> None:
-    (row,) = train_runs([Run(ECHO, SETTINGS[name], 0)], 80, tmp_path)
+    (row,) = train_runs([Run(ECHO, SETTINGS[name], 0)], 80, tmp_path, _unheard)
     # The larger of two actions of deviation 1, five times; clipped to the box it would be 0.5.
     assert row.score is not None
     assert row.score > 2
     assert row.settings["clip_actions"] is False
+
+
+@pytest.mark.parametrize("name", ["clip_0.2", "vanilla_pg", "a2c", "cem"])
+def test_a_training_says_how_far_it_is(name: str, tmp_path: Path) -> None:
+    setting, heard = SETTINGS[name], list[int]()
+    if name in ("clip_0.2", "vanilla_pg"):
+        own = {**dict(setting.own), "n_steps": 16, "batch_size": 16}
+        setting = dataclasses.replace(setting, own=tuple(own.items()))
+    train_runs([Run(ECHO, setting, 0)], 80, tmp_path, heard.append)
+    assert heard[-1] == 80
+    assert heard == sorted(heard)
+    assert len(heard) >= 5
 
 
 def _diverging_after(n_steps: int) -> Run:
@@ -109,7 +126,7 @@ def _diverging_after(n_steps: int) -> Run:
 
 
 def test_a_training_that_diverges_in_its_last_update_has_diverged(tmp_path: Path) -> None:
-    (row,) = train_runs([_diverging_after(64)], 64, tmp_path)
+    (row,) = train_runs([_diverging_after(64)], 64, tmp_path, _unheard)
     assert (row.diverged, row.episodes) == (64, 12)  # of five timesteps
 
 
@@ -118,20 +135,20 @@ def test_a_training_that_diverges_before_an_episode_has_ended_is_a_row_and_the_o
     own = tuple((name, value) for name, value in diverging.setting.own if name != "learning_rate")
     other = Run(ECHO, dataclasses.replace(diverging.setting, name="clip_0.1", own=own), 0)
     results = Results(tmp_path, 40)
-    results.add(train_runs([diverging, other], 40, tmp_path / "block"))
+    results.add(train_runs([diverging, other], 40, tmp_path / "block", _unheard))
     first, second = results.rows([diverging, other]).values()
     assert (first.score, first.episodes, first.diverged, set(first.curve)) == (None, 0, 4, {None})
     assert (second.episodes, second.diverged) == (8, None)
     assert second.score is not None
     with pytest.raises(ValueError, match=r"timesteps must be enough for an episode of .* to end; got 4"):
-        train_runs([other], 4, tmp_path / "short")
+        train_runs([other], 4, tmp_path / "short", _unheard)
 
 
 @pytest.mark.slow
 def test_a_training_that_diverges_is_a_row(tmp_path: Path) -> None:
     # 299 steps of each environment have rewards: four episodes of 64. PPO has one environment, A2C sixteen.
     for name, n_envs in (("clip_0.2", 1), ("vanilla_pg", 1), ("a2c", 16)):
-        rows: list[Row] = train_runs([Run(BREAKING, SETTINGS[name], 0)], 10_000, tmp_path / name)
+        rows: list[Row] = train_runs([Run(BREAKING, SETTINGS[name], 0)], 10_000, tmp_path / name, _unheard)
         assert rows[0].diverged is not None
         assert 300 * n_envs <= rows[0].diverged <= 310 * n_envs
         assert rows[0].episodes == 4 * n_envs
@@ -142,4 +159,4 @@ def test_a_training_that_diverges_is_a_row(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_too_few_timesteps_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="timesteps must be enough for an episode of HalfCheetah-v5 to end; got 50"):
-        train_runs([Run("HalfCheetah-v5", SETTINGS["a2c"], 0)], 50, tmp_path)
+        train_runs([Run("HalfCheetah-v5", SETTINGS["a2c"], 0)], 50, tmp_path, _unheard)
