@@ -240,6 +240,23 @@ def test_a_zip_of_ours_loads_into_sb3s_ppo_and_trains_on(tmp_path: Path) -> None
     assert largest_difference(ours, theirs) < 1e-5
 
 
+@pytest.mark.parametrize("algorithm", [each for each in ALGORITHMS if each is not PPOClipPaper])
+def test_a_zip_without_clipping_loads_into_the_classes_that_clip_and_back(algorithm: Any, tmp_path: Path) -> None:
+    ours = algorithm("MlpPolicy", "CartPole-v1", **{**SMALL, "n_steps": 64}).learn(64)
+    ours.save(tmp_path / "ours")
+    for clipping, needed in ((PPOClipPaper, {}), (PPO, {"max_grad_norm": 0.5})):
+        loaded = clipping.load(tmp_path / "ours", env=ours.env, device="cpu", clip_range=0.2, **needed)
+        assert_equal(loaded.get_parameters(), ours.get_parameters())
+        loaded.learn(64, reset_num_timesteps=False)
+        assert logged(loaded)["train/clip_range"] == pytest.approx(0.2)
+        loaded.save(tmp_path / "clipped")
+        clips = algorithm in (PPOAdaptiveKLPaper, PPOFixedKLPaper)  # the others have no such setting
+        for choice, kept in (({}, 0.2 if clips else None), ({"clip_range": None}, None)):
+            again = algorithm.load(tmp_path / "clipped", env=ours.env, device="cpu", **choice)
+            again.learn(64, reset_num_timesteps=False)
+            assert logged(again).get("train/clip_range") == (kept and pytest.approx(kept))
+
+
 def test_a_zip_holds_no_weights_but_the_policys(tmp_path: Path) -> None:
     # π_old's copy, the stored rollout and compiled functions do not belong in it: the policy's 2·(3·64 + 64) +
     # 2·(64·64 + 64) + 2·64 + 2 + 1 = 8963 numbers, its two moments, and little else, at 4 bytes each.
