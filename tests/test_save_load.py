@@ -244,7 +244,8 @@ def test_a_zip_of_ours_loads_into_sb3s_ppo_and_trains_on(tmp_path: Path) -> None
 def test_a_zip_without_clipping_loads_into_the_classes_that_clip_and_back(algorithm: Any, tmp_path: Path) -> None:
     ours = algorithm("MlpPolicy", "CartPole-v1", **{**SMALL, "n_steps": 64}).learn(64)
     ours.save(tmp_path / "ours")
-    for clipping, needed in ((PPOClipPaper, {}), (PPO, {"max_grad_norm": 0.5})):
+    cases: list[tuple[Any, dict[str, Any]]] = [(PPOClipPaper, {}), (PPO, {"max_grad_norm": 0.5})]
+    for clipping, needed in cases:
         loaded = clipping.load(tmp_path / "ours", env=ours.env, device="cpu", clip_range=0.2, **needed)
         assert_equal(loaded.get_parameters(), ours.get_parameters())
         loaded.learn(64, reset_num_timesteps=False)
