@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -244,6 +245,20 @@ def test_a_loss_while_environments_are_first_made_ends_everything(tmp_path: Path
     with pytest.raises(WorkerDiedError, match=r"worker process \d+ of environments 2 to 3 ended by signal SIGKILL"):
         fork(dying(tmp_path, "make"))
     assert children() == before
+
+
+def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    lines = [
+        "import gymnasium as gym",
+        "from sb3_ppo_variants.vec_env import SharedMemoryVecEnv",
+        "SharedMemoryVecEnv([lambda: gym.make('CartPole-v1')] * 2, 2)",
+    ]
+    script.write_text("\n".join(lines))
+    ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
+    assert ended.returncode == 1
+    expected = r"environment 0 ended with exit code 1 while it started, .* under if __name__ == '__main__':"
+    assert re.search(expected, ended.stderr), ended.stderr
 
 
 def test_a_loss_during_a_reset_changes_nothing(tmp_path: Path) -> None:

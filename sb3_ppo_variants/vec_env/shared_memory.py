@@ -34,6 +34,8 @@ from sb3_ppo_variants.vec_env.worker import Answer, WorkerDiedError
 
 # Seconds that workers have to close their environments before they are ended.
 CLOSING_SECONDS = 5.0
+FAILED = 1
+"""exit code of a process that an exception ended"""
 
 
 class SharedMemoryVecEnv(ChunkedVecEnv):
@@ -66,7 +68,8 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
 
     :param env_fns: functions that make the environments, each a new one
     :param n_workers: worker processes; None: as many as the process may use cores, at most one per environment
-    :param start_method: ``"forkserver"`` (default where there is one), ``"spawn"`` or ``"fork"``
+    :param start_method: ``"forkserver"`` (default where there is one), ``"spawn"`` or ``"fork"``; with the first two,
+        a script makes its environments under ``if __name__ == "__main__":``, as each worker imports it
     :param max_restarts: how often each worker may be replaced without 100 steps of all environments between, which
         tell an accident from a worker that always dies; 0: a worker that dies ends the whole
     :raises ValueError: for an argument outside its range, named in the message
@@ -320,6 +323,8 @@ class _Worker(Chunk):
         how = f"with exit code {code}"
         if code is not None and code < 0:
             how = f"by signal {signal.Signals(-code).name if -code in {*signal.Signals} else -code}"
+        elif code == FAILED and self.asked == "start":
+            how += " while it started, and says above why; a script must make it under if __name__ == '__main__':"
         return WorkerDiedError(f"the worker process {self._process.pid} of {self.name} ended {how}")
 
     def ask_to_end(self) -> None:
