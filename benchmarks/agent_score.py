@@ -1,8 +1,10 @@
 """The score of a ReLU network, such as OpenAI's agents of 2017, on a humanoid task: mean return, deviation, falls.
 
-    python benchmarks/agent_score.py WEIGHTS.npz [--env RoboschoolHumanoidFlagrun-v1] [--episodes 100]
+    python benchmarks/agent_score.py WEIGHTS [--env RoboschoolHumanoidFlagrun-v1] [--episodes 100]
 
-Episode i starts from `reset(seed=i)`. The weights are named as `env_throughput.py` names them.
+Episode i starts from `reset(seed=i)`. WEIGHTS is a file of agent_zoo in github.com/openai/roboschool, as
+RoboschoolHumanoid_v1_2017jul.weights or RoboschoolHumanoid_v0_2017may.py, which is read and not run; or an .npz with
+dense1_w (44, 256), dense1_b, dense2_w (256, 128), dense2_b, final_w (128, 17) and final_b.
 """
 
 import argparse
@@ -40,7 +42,7 @@ def play(env_id: str, policy: Policy, episodes: int) -> tuple[list[float], int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("weights")
+    parser.add_argument("weights", help="a .weights or .py file of Roboschool's agent zoo, or an .npz")
     tasks = [task for task in TASKS if task.startswith("RoboschoolHumanoid")]
     parser.add_argument("--env", choices=tasks, default="RoboschoolHumanoid-v1")
     parser.add_argument("--episodes", type=int, default=100)

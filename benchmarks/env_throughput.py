@@ -1,6 +1,6 @@
 """Control steps per second of our humanoids, of the nearest tasks of pybullet_envs_gymnasium, and of the physics alone.
 
-    python benchmarks/env_throughput.py [--env RoboschoolHumanoid-v1 ...] [--gait stand early] [--agent WEIGHTS.npz]
+    python benchmarks/env_throughput.py [--env RoboschoolHumanoid-v1 ...] [--gait stand early] [--agent WEIGHTS]
     python benchmarks/env_throughput.py --memory
 
 All take turns, and each line gives medians over the rounds, and ratios the medians of the ratios within a round, so
@@ -25,7 +25,7 @@ Ours plays recorded actions, and is checked to end as many episodes as were reco
 policy on its own observations, because it would fall at once under actions meant for ours. The clock is stopped while
 a policy decides. Gaits: `stand` holds the initial pose with a spring and a damper in each joint; `early` is a policy
 before its training, which falls after 20 steps, so that resets count; `agent` (with `--agent`) plays a ReLU network of
-three layers, given as OpenAI's agents of 2017 are: dense1_w, dense1_b, dense2_w, dense2_b, final_w, final_b.
+three layers, given as `agent_score.py` takes it.
 
 `--memory` gives the memory of 128 environments of the harder task and of their two workers instead.
 
@@ -367,7 +367,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--env", nargs="+", choices=list(PEERS), default=list(PEERS)[:2])
     parser.add_argument("--gait", nargs="+", choices=["stand", "early"], default=["stand", "early"])
-    parser.add_argument("--agent", help="weights (.npz) of a walking agent, as a further gait")
+    parser.add_argument("--agent", help="weights of a walking agent, as agent_score.py takes them, as a further gait")
     parser.add_argument("--steps", type=int, default=1000, help="control steps per round, in one process")
     parser.add_argument("--vectorised-steps", type=int, default=100, help="the same of each of the 32 environments")
     parser.add_argument("--workers", type=int, default=cores(), help="default: one per core")

@@ -5,11 +5,13 @@ on the same states. A `Recording` holds what reaches the simulation (torques, an
 an episode, or a cube that is thrown); `time_physics` replays it bit for bit and says so if it did not.
 """
 
+import ast
 import multiprocessing
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
 
@@ -62,8 +64,8 @@ def standing_policy() -> Policy:
 
 
 def network_policy(file: str) -> Policy:
-    """A ReLU network of three layers, given as OpenAI's agents of 2017 are."""
-    weights = np.load(file, allow_pickle=False)
+    """A ReLU network of three layers, from a file of Roboschool's agent zoo (.weights, .py) or an .npz of the same."""
+    weights = network_weights(file)
 
     def policy(observations: NDArray[np.float32]) -> NDArray[np.float32]:
         hidden = np.maximum(observations @ weights["dense1_w"] + weights["dense1_b"], 0.0)
@@ -71,6 +73,20 @@ def network_policy(file: str) -> Policy:
         return hidden @ weights["final_w"] + weights["final_b"]
 
     return policy
+
+
+def network_weights(file: str) -> Mapping[str, NDArray[np.float32]]:
+    """`dense1_w`, `dense1_b`, `dense2_w`, `dense2_b`, `final_w` and `final_b`; code in the file is read, not run."""
+    if file.endswith(".npz"):
+        return np.load(file, allow_pickle=False)
+    weights = {}
+    for statement in ast.parse(Path(file).read_text(encoding="utf-8")).body:
+        match statement:
+            case ast.Assign([ast.Name(name)], ast.Call(args=[numbers])) if name.startswith("weights_"):
+                weights[name.removeprefix("weights_")] = np.array(ast.literal_eval(numbers), np.float32)
+    if not weights:
+        raise ValueError(f"{file} must assign arrays named weights_dense1_w and so on; a .weights beside it may do so")
+    return weights
 
 
 def record(env: gym.Env[Any, Any], policy: Policy, steps: int, seed: int) -> Recording:

@@ -67,6 +67,31 @@ def test_the_policies_take_one_observation_or_many(recording: ModuleType) -> Non
         assert policy(np.zeros((3, 44), np.float32)).shape == (3, 17)
 
 
+def test_the_weights_of_roboschools_files_are_read_and_nothing_is_run(recording: ModuleType, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {
+        "dense1_w": (44, 8),
+        "dense1_b": (8,),
+        "dense2_w": (8, 4),
+        "dense2_b": (4,),
+        "final_w": (4, 17),
+        "final_b": (17,),
+    }
+    arrays = {name: rng.normal(size=shape).round(4).astype(np.float32) for name, shape in shapes.items()}
+    text = "\n".join(f"weights_{name} = np.array({array.tolist()})" for name, array in arrays.items())
+    (tmp_path / "agent.weights").write_text(f"import numpy as np\nimport no_such_module\n{text}\nraise SystemExit\n")
+    np.savez(tmp_path / "agent.npz", **arrays)  # type: ignore[arg-type]
+    observation = rng.normal(size=44).astype(np.float32)
+    hidden = np.maximum(observation @ arrays["dense1_w"] + arrays["dense1_b"], 0)
+    hidden = np.maximum(hidden @ arrays["dense2_w"] + arrays["dense2_b"], 0)
+    for name in ("agent.weights", "agent.npz"):
+        action = recording.network_policy(str(tmp_path / name))(observation)
+        assert action == pytest.approx(hidden @ arrays["final_w"] + arrays["final_b"], abs=1e-5)
+    (tmp_path / "agent.py").write_text("import os")
+    with pytest.raises(ValueError, match=r"agent.py must assign arrays named weights_dense1_w"):
+        recording.network_policy(str(tmp_path / "agent.py"))
+
+
 @pytest.mark.slow
 def test_env_throughput_compares_in_one_process_and_vectorised() -> None:
     printed = run("env_throughput.py", "--env", HARDER, "--steps", "20", "--vectorised-steps", "10", "--rounds", "1")
