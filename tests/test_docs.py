@@ -7,6 +7,8 @@ import functools
 import inspect
 import re
 import runpy
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,6 +102,27 @@ def test_the_surrogate_is_written_in_ten_lines_and_every_field_is_explained() ->
     text = page.read_text(encoding="utf-8")
     for field in sb3_ppo_variants.Minibatch._fields:
         assert f"`{field}`" in text, field
+
+
+@pytest.mark.slow
+def test_the_surrogate_is_trained_from_the_command_line(tmp_path: Path) -> None:
+    page = DOCS / "your-own-surrogate.md"
+    blocks = [block.code for block in python_blocks(page)]
+    (command,) = (code for code in blocks if "cli.main()" in code)
+    (config,) = re.findall(r"^```yaml\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "spo.py").write_text(blocks[0])
+    (tmp_path / "my_ppo.py").write_text(command)
+    (tmp_path / "spo.yml").write_text(config)
+
+    def run(*arguments: str) -> str:
+        line = [sys.executable, "my_ppo.py", *arguments]
+        return subprocess.run(line, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+
+    chosen = ["--algo", "spo", "--env", "CartPole-v1"]
+    run("train", *chosen, "-conf", "spo.yml", "-n", "2048", "--no-progress")
+    assert "Episode Reward" in run("enjoy", *chosen, "--no-render", "-n", "600")
+    trained = run("train", "--resume", "logs/spo/CartPole-v1_1", "--until", "4_096", "--no-progress")
+    assert re.search(r"total_timesteps +\| 4096", trained)
 
 
 # ------------------------------------------------------------------ links
