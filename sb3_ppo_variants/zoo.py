@@ -286,7 +286,7 @@ class _OurExperiments(ExperimentManager):
 
     @property
     def _keeps_bundles(self) -> bool:
-        return self.run_options is not None and self.algo in ALGORITHMS and not self.optimize_hyperparameters
+        return self.run_options is not None and is_ours(self.algo) and not self.optimize_hyperparameters
 
     def create_envs(self, n_envs: int, eval_env: bool = False, no_log: bool = False) -> VecEnv:
         """As rl_zoo3's; remembers the environments, to close them if the setup fails.
@@ -362,7 +362,7 @@ class _OurExperiments(ExperimentManager):
             return
         from sb3_ppo_variants.export import load_policy
 
-        if self.algo not in ALGORITHMS:
+        if not is_ours(self.algo):
             raise ValueError(f"--start-from is for our algorithms ({', '.join(ALGORITHMS)}); got {self.algo}")
         load_policy(options.start_from, "cpu").start(made[0])
         print(f"Starting from the agent in {options.start_from}")
@@ -460,7 +460,7 @@ class _OurExperiments(ExperimentManager):
         import rl_zoo3
 
         algorithm = rl_zoo3.ALGOS[self.algo]
-        if self.algo not in ALGORITHMS:
+        if not is_ours(self.algo):
             settings = read_settings_of_others(algorithm, hyperparams)
             schema.check_classes(settings)
             return super()._preprocess_hyperparams(settings)
@@ -666,6 +666,13 @@ class _SafeYaml:
     def safe_load(stream: Any) -> Any:
         """As PyYAML's, which rl_zoo3 reads configs with; duplicate keys and the like are refused."""
         return load_yaml(Path(stream.name))
+
+
+def is_ours(algo: str) -> bool:
+    """Whether an algorithm in rl_zoo3's registry is one of the package's, or one that a user has derived of them."""
+    import rl_zoo3
+
+    return issubclass(rl_zoo3.ALGOS[algo], sb3_ppo_variants.PaperOnPolicyAlgorithm)
 
 
 def algorithm_names() -> list[str]:
