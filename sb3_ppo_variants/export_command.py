@@ -18,7 +18,7 @@ from sb3_ppo_variants import ALGORITHMS
 from sb3_ppo_variants.export_files import FORMATS
 from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.safe_yaml import load_run_yaml
-from sb3_ppo_variants.zoo import BEST_FOLDER, PEERS, check_names
+from sb3_ppo_variants.zoo import BEST_FOLDER, NORMALISER, PEERS, check_names
 
 DESCRIPTION = """\
 Export a trained run as policy.json and policy.safetensors, which load without running code
@@ -130,7 +130,7 @@ def export_run(
     from sb3_ppo_variants.export import export_policy
 
     algorithm = _class_of(algo)
-    statistics = (settings / BEST_FOLDER if best else settings) / "vecnormalize.pkl"
+    statistics = (settings / BEST_FOLDER if best else settings) / NORMALISER
     if not statistics.is_file() and _was_normalized(settings / "config.yml"):
         last = "; the last model has its own: leave --load-best out" if best else ""
         raise ValueError(

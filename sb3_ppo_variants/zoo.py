@@ -62,6 +62,7 @@ VEC_ENV_KEY = "vec_env"
 VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
 BEST_FOLDER = "best"
+NORMALISER = "vecnormalize.pkl"
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.
@@ -819,15 +820,39 @@ def playing(exported: Exported) -> Iterator[None]:
                 names["get_model_path"] = original
 
 
+@contextmanager
+def _normaliser_of_the_model(arguments: list[str]) -> Iterator[None]:
+    """Have rl_zoo3's scripts play the best model with the normaliser that was saved with it, not with the last one."""
+    import rl_zoo3.enjoy
+    import rl_zoo3.utils
+
+    original = rl_zoo3.utils.get_saved_hyperparams
+
+    def of_the_best(stats_path: str, *rest: Any, **keywords: Any) -> Any:
+        hyperparams, found = original(stats_path, *rest, **keywords)
+        best = Path(stats_path, BEST_FOLDER)
+        return hyperparams, str(best) if found is not None and (best / NORMALISER).is_file() else found
+
+    places = [vars(script) for script in (rl_zoo3.enjoy, rl_zoo3.utils)] if "--load-best" in arguments else []
+    for names in places:
+        names["get_saved_hyperparams"] = of_the_best
+    try:
+        yield
+    finally:
+        for names in places:
+            names["get_saved_hyperparams"] = original
+
+
 def enjoy(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.enjoy`` with these arguments."""
-    with _command_line(program, arguments):
+    with _command_line(program, arguments), _normaliser_of_the_model(arguments):
         importlib.import_module("rl_zoo3.enjoy").enjoy()
 
 
 def record(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.record_video``, a script without a function, with these arguments."""
-    _run_script("rl_zoo3.record_video", program, arguments)
+    with _normaliser_of_the_model(arguments):
+        _run_script("rl_zoo3.record_video", program, arguments)
 
 
 def _run_script(module: str, program: str, arguments: list[str]) -> None:

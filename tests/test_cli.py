@@ -226,6 +226,22 @@ def test_train_enjoy_record_plot(capsys: pytest.CaptureFixture[str]) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_best_model_plays_with_its_own_normaliser(capsys: pytest.CaptureFixture[str]) -> None:
+    settings = ["n_timesteps:256", "n_envs:1", "n_steps:128", "batch_size:128", "normalize:True"]
+    evaluations = ["--eval-freq", "128", "--eval-episodes", "1"]
+    assert cli.main(["train", "--no-progress", *evaluations, "-params", *settings]) == 0
+    (last,) = Path("logs").glob("*/*/CartPole-v1/vecnormalize.pkl")
+    assert (last.parent / "best" / last.name).is_file()
+    last.write_bytes(b"of another time")
+    for command in ("enjoy", "record"):
+        assert cli.main([command, "-n", "8", "--load-best"]) == 0
+        with pytest.raises(pickle.UnpicklingError):
+            cli.main([command, "-n", "8"])
+    (last.parent / "best" / last.name).unlink()  # a run of rl_zoo3 has none
+    with pytest.raises(pickle.UnpicklingError):
+        cli.main(["enjoy", "-n", "8", "--load-best"])
+
+
 def test_the_adaptive_kl_agent_and_other_folders(capsys: pytest.CaptureFixture[str]) -> None:
     chosen = ["--algo", "ppo_adaptive_kl_paper", "-f", "elsewhere"]
     assert cli.main(["train", *chosen, *SHORT_TRAINING]) == 0
