@@ -27,6 +27,7 @@ from sb3_ppo_variants.processes import WorkerError, in_processes
 from sb3_ppo_variants.reproduce.progress import Progress
 from sb3_ppo_variants.reproduce.results import Results, Row
 from sb3_ppo_variants.reproduce.settings import SETTINGS, Run, Selection
+from sb3_ppo_variants.reproduce.tables import counted
 from sb3_ppo_variants.reproduce.training import Reached, train_runs
 
 RUNS_IN_A_BLOCK = 33
@@ -143,17 +144,13 @@ def run_blocks(
     if not blocks:
         return
     n_runs = len(results.missing(runs))
-    todo = f"{_counted(n_runs, 'run')} of {selection.timesteps:,} timesteps to do, in {_counted(len(blocks), 'block')}"
+    todo = f"{counted(n_runs, 'run')} of {selection.timesteps:,} timesteps to do, in {counted(len(blocks), 'block')}"
     print(f"[{title}] {todo}", flush=True)
     workers = min(workers, len(blocks))
     if workers == 1:
         work(title, results, blocks, train)
     elif in_processes(title, work, [(title, results, blocks, train)] * workers, (ValueError,)):
         raise WorkerError(f"a worker of {title} did not end well; what it has not done, the same command does")
-
-
-def _counted(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def work(title: str, results: Results, blocks: Sequence[Block], train: TrainRuns = train_runs) -> None:

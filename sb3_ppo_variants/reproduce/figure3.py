@@ -15,7 +15,7 @@ from sb3_ppo_variants.reproduce.results import Row
 from sb3_ppo_variants.reproduce.scores import raw_scores
 from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, Selection, selected
 from sb3_ppo_variants.reproduce.table1 import ended_early, made_with, spread
-from sb3_ppo_variants.reproduce.tables import markdown, plain
+from sb3_ppo_variants.reproduce.tables import counted, markdown, plain
 from sb3_ppo_variants.reproduce.training import train_runs
 
 TIMESTEPS = 1_000_000
@@ -114,7 +114,7 @@ def described(selection: Selection, rows: Sequence[Row], render: Any = plain) ->
         notes.insert(0, f"Not the paper's experiment: {selection.timesteps:,} timesteps, its 1,000,000.")
     missing = len(selection.runs()) - len(rows)
     if missing:
-        notes.insert(0, f"Not complete: {missing} runs are missing; the same command does them.")
+        notes.insert(0, f"Not complete: {counted(missing, 'run')} missing; the same command goes on.")
     notes += ended_early(rows, "They are not in the means and curves")
     return "\n\n".join([title, render(header, cells), "\n".join(f"- {note}" for note in notes)]) + "\n"
 

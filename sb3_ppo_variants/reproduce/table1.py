@@ -18,7 +18,7 @@ from sb3_ppo_variants.reproduce.random_policy import RandomReturn, random_return
 from sb3_ppo_variants.reproduce.results import Row
 from sb3_ppo_variants.reproduce.scores import Mean, means, normalized, rank_correlation, ranks, raw_scores
 from sb3_ppo_variants.reproduce.settings import SETTINGS, TABLE_1_SETTINGS, TASKS, Selection, selected
-from sb3_ppo_variants.reproduce.tables import markdown, number, plain, short, signed
+from sb3_ppo_variants.reproduce.tables import counted, markdown, number, plain, short, signed
 from sb3_ppo_variants.reproduce.training import train_runs
 
 TIMESTEPS = 1_000_000
@@ -168,13 +168,20 @@ def notes(table: Table1) -> list[str]:
     selection = table.selection
     found = []
     compared = sum(task in TASKS for task in selection.tasks)
-    if (compared, len(selection.seeds), len(selection.settings)) != (7, 3, 11) or selection.timesteps != TIMESTEPS:
-        found.append(
-            f"Not the paper's experiment: {compared} of its 7 tasks, {len(selection.settings)} of its 11 settings, "
-            f"{len(selection.seeds)} seeds (its 3), {selection.timesteps:,} timesteps (its 1,000,000)."
+    differences = [
+        text
+        for differs, text in (
+            (compared != 7, f"{compared} of its 7 tasks"),
+            (len(selection.settings) != 11, f"{len(selection.settings)} of its 11 settings"),
+            (len(selection.seeds) != 3, f"{counted(len(selection.seeds), 'seed')} (its 3)"),
+            (selection.timesteps != TIMESTEPS, f"{selection.timesteps:,} timesteps (its 1,000,000)"),
         )
+        if differs
+    ]
+    if differences:
+        found.append(f"Not the paper's experiment: {', '.join(differences)}.")
     if table.missing:
-        found.append(f"Not complete: {table.missing} runs are missing; the same command does them.")
+        found.append(f"Not complete: {counted(table.missing, 'run')} missing; the same command goes on.")
     others = [task for task in selection.tasks if task not in TASKS]
     if others:
         found.append(f"Not in the mean, as not in the paper's: {', '.join(others)}.")

@@ -39,3 +39,8 @@ def markdown(header: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
     """A table of GitHub's Markdown."""
     marks = ["---", *("---:" for _ in header[1:])]
     return "\n".join(f"| {' | '.join(row)} |" for row in [header, marks, *cells])
+
+
+def counted(number: int, noun: str) -> str:
+    """A number of things, as text."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -150,8 +150,15 @@ def test_the_table() -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("no clipping or penalty") and "−0.39" in line)
     assert line.split()[4:6] == ["0.56", "0.38"]
     assert "+0.95" in line  # 0.5625 + 0.39
-    assert "Not the paper's experiment: 2 of its 7 tasks, 3 of its 11 settings" in text
+    assert "Not the paper's experiment: 2 of its 7 tasks, 3 of its 11 settings, 2 seeds (its 3), 5,000" in text
     assert "no clipping or penalty  20.00 ± 10" in text
+
+
+def test_only_what_is_not_the_papers_is_named() -> None:
+    names = [setting.name for setting in TABLE_1_SETTINGS]
+    selection = selected(TABLE_1_SETTINGS, TASKS[:1], names, (0, 1, 2), 1_000_000)
+    rows = [row_of(run, 1_000_000) for run in selection.runs()]
+    assert "Not the paper's experiment: 1 of its 7 tasks." in table1.notes(table1.tabulated(selection, rows, ZEROS))
 
 
 def test_a_table_with_missing_runs_says_so() -> None:
@@ -160,7 +167,7 @@ def test_a_table_with_missing_runs_says_so() -> None:
     assert np.isnan(table.lines[0].rank)
     assert (table.lines[1].rank, table.lines[2].rank) == (2, 1)
     assert table.missing == 2
-    assert "Not complete: 2 runs are missing" in table1.described(table)
+    assert "Not complete: 2 runs missing" in table1.described(table)
     assert table1.draw_scores(table)
 
 
