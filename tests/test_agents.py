@@ -250,7 +250,7 @@ def test_what_is_no_run_is_named(room: Path, capsys: pytest.CaptureFixture[str])
 
 def test_a_curve_has_its_recipes_name_only_with_its_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for flags in ([], ["-params", "gamma:0.9"], ["--algo", "ppo_unclipped_paper"]):
+    for flags in (["-params", "vec_env:dummy"], ["-params", "gamma:0.9"], ["--algo", "ppo_unclipped_paper"]):
         assert cli.main([*TRAIN, "--seed", "1", "--env", "GridWorld-v0", *flags]) == 0
     for run in ("ppo_clip_paper/GridWorld-v0_1", "ppo_clip_paper/GridWorld-v0_2", "ppo_unclipped_paper/GridWorld-v0_1"):
         assert cli.main(["package", "--run", f"logs/{run}", "--curve-only"]) == 0

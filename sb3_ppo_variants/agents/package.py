@@ -39,12 +39,13 @@ from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all, folder_name
 from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, without_places
 from sb3_ppo_variants.safe_yaml import load_run_yaml
-from sb3_ppo_variants.zoo import shipped_settings
+from sb3_ppo_variants.zoo import VEC_ENV_KEY, shipped_settings
 
 FILM_SECONDS = 10.0
 CUSTOM_RECIPE = "custom"
 """what settings are called that no recipe has"""
-_LENGTH = "n_timesteps"
+_OF_THE_RUN = {"n_timesteps": None, VEC_ENV_KEY: None}
+"""settings that are no recipe's: its length, and which processes step the environments, with the same results"""
 SCORED_WITH = ("sb3-ppo-variants", "stable_baselines3", "torch", "numpy", "gymnasium", "pybullet")
 TRAINED_WITH = ("Python", "Stable-Baselines3", "PyTorch", "Numpy", "Gymnasium")
 """of the lines that SB3 writes into a model's zip"""
@@ -65,10 +66,10 @@ class RunToPackage(NamedTuple):
 
     @property
     def recipe(self) -> str:
-        """What its settings are called: those of a recipe that ships by its name, but for the run's length."""
+        """What its settings are called: those of a recipe that ships by its name, but for length and workers."""
         recipe, start = begun_with(self.arguments or [])
         shipped = shipped_settings(self.algo, self.env_id, recipe)
-        if shipped is None or {**shipped, _LENGTH: None} != {**self.settings, _LENGTH: None}:
+        if shipped is None or {**shipped, **_OF_THE_RUN} != {**self.settings, **_OF_THE_RUN}:
             recipe = CUSTOM_RECIPE
         return recipe if start is None else f"{recipe}, from {start.name}"
 
