@@ -26,6 +26,9 @@ from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid
 SPRING, DAMPER = 3.0, 1.0
 """Gains of the `stand` gait, action per unit of scaled joint position and speed; found by trial."""
 
+WEIGHTS = ("dense1_w", "dense1_b", "dense2_w", "dense2_b", "final_w", "final_b")
+"""of OpenAI's agents of 2017"""
+
 Policy = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """Observations (..., 44) → actions (..., 17)."""
 Placement = tuple[int, tuple[Any, ...]]
@@ -76,7 +79,7 @@ def network_policy(file: str) -> Policy:
 
 
 def network_weights(file: str) -> Mapping[str, NDArray[np.float32]]:
-    """`dense1_w`, `dense1_b`, `dense2_w`, `dense2_b`, `final_w` and `final_b`; code in the file is read, not run."""
+    """The arrays `WEIGHTS`; code in the file is read, not run."""
     if file.endswith(".npz"):
         return np.load(file, allow_pickle=False)
     weights = {}
@@ -84,8 +87,9 @@ def network_weights(file: str) -> Mapping[str, NDArray[np.float32]]:
         match statement:
             case ast.Assign([ast.Name(name)], ast.Call(args=[numbers])) if name.startswith("weights_"):
                 weights[name.removeprefix("weights_")] = np.array(ast.literal_eval(numbers), np.float32)
-    if not weights:
-        raise ValueError(f"{file} must assign arrays named weights_dense1_w and so on; a .weights beside it may do so")
+    missing = [name for name in WEIGHTS if name not in weights]
+    if missing:
+        raise ValueError(f"{file} must assign weights_{missing[0]}, as a .weights of Roboschool's agent zoo does")
     return weights
 
 

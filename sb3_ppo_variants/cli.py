@@ -209,6 +209,7 @@ SHIPPED = (
     "--shipped [FOLDER] plays the agent that ships for the task, or one of a folder that `package` made; so it is\n"
     "without, where logs has no run of the task.\n"
 )
+BEST = "--load-best also takes the normaliser of the best model's time, where the run has kept it.\n"
 TRUST = (
     "A run's YAML is read as data; its zip and vecnormalize.pkl are unpickled, which runs what code they hold, and\n"
     "env_wrapper and vec_env_wrapper are imported by their names: open runs of people you trust."
@@ -234,13 +235,14 @@ COMMANDS = {
         "run a trained agent and print its scores",
         enjoy,
         "--folder",
-        f"--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.\n{SHIPPED}{TRUST}",
+        f"--algo ppo_clip_paper and -f logs are the defaults; without a display, so is --no-render.\n"
+        f"{BEST}{SHIPPED}{TRUST}",
     ),
     "record": Command(
         "film a trained agent",
         record,
         "--folder",
-        f"--algo ppo_clip_paper and -f logs are the defaults.\n{SHIPPED}{TRUST}",
+        f"--algo ppo_clip_paper and -f logs are the defaults.\n{BEST}{SHIPPED}{TRUST}",
     ),
     "plot": Command(
         "draw training curves into a PNG",

@@ -826,14 +826,25 @@ def _normaliser_of_the_model(arguments: list[str]) -> Iterator[None]:
     import rl_zoo3.enjoy
     import rl_zoo3.utils
 
+    parser = argparse.ArgumentParser(add_help=False)  # abbreviations are allowed, as the scripts allow them
+    for flag in ("--load-best", "--load-last-checkpoint"):
+        parser.add_argument(flag, action="store_true")
+    parser.add_argument("--load-checkpoint")
+    flags, _ = parser.parse_known_args(arguments)
     original = rl_zoo3.utils.get_saved_hyperparams
 
     def of_the_best(stats_path: str, *rest: Any, **keywords: Any) -> Any:
         hyperparams, found = original(stats_path, *rest, **keywords)
         best = Path(stats_path, BEST_FOLDER)
-        return hyperparams, str(best) if found is not None and (best / NORMALISER).is_file() else found
+        if found is None or not hyperparams.get("normalize"):
+            return hyperparams, found
+        if (best / NORMALISER).is_file():
+            return hyperparams, str(best)
+        print(f"The best model plays with the last normaliser: there is no {best / NORMALISER}")
+        return hyperparams, found
 
-    places = [vars(script) for script in (rl_zoo3.enjoy, rl_zoo3.utils)] if "--load-best" in arguments else []
+    # Each script has its own reference.
+    places = [vars(script) for script in (rl_zoo3, rl_zoo3.enjoy, rl_zoo3.utils)] if flags.load_best else []
     for names in places:
         names["get_saved_hyperparams"] = of_the_best
     try:
@@ -880,7 +891,8 @@ def push_to_hub(program: str, arguments: list[str]) -> None:
             return made
 
         integration.generate_metadata = generate_metadata
-    _run_script("rl_zoo3.push_to_hub", program, arguments)
+    with _normaliser_of_the_model(arguments):
+        _run_script("rl_zoo3.push_to_hub", program, arguments)
 
 
 def plot(program: str, arguments: list[str], picture: Path) -> None:

@@ -87,9 +87,10 @@ def test_the_weights_of_roboschools_files_are_read_and_nothing_is_run(recording:
     for name in ("agent.weights", "agent.npz"):
         action = recording.network_policy(str(tmp_path / name))(observation)
         assert action == pytest.approx(hidden @ arrays["final_w"] + arrays["final_b"], abs=1e-5)
-    (tmp_path / "agent.py").write_text("import os")
-    with pytest.raises(ValueError, match=r"agent.py must assign arrays named weights_dense1_w"):
-        recording.network_policy(str(tmp_path / "agent.py"))
+    for text, name in (("import os", "dense1_w"), ("weights_dense1_w = np.array([[1.0]])", "dense1_b")):
+        (tmp_path / "agent.py").write_text(text)
+        with pytest.raises(ValueError, match=rf"agent\.py must assign weights_{name}"):
+            recording.network_policy(str(tmp_path / "agent.py"))
 
 
 @pytest.mark.slow

@@ -233,13 +233,40 @@ def test_the_best_model_plays_with_its_own_normaliser(capsys: pytest.CaptureFixt
     (last,) = Path("logs").glob("*/*/CartPole-v1/vecnormalize.pkl")
     assert (last.parent / "best" / last.name).is_file()
     last.write_bytes(b"of another time")
-    for command in ("enjoy", "record"):
-        assert cli.main([command, "-n", "8", "--load-best"]) == 0
+    for command, flag in (("enjoy", "--load-best"), ("record", "--load-best"), ("enjoy", "--load-b")):
+        assert cli.main([command, "-n", "8", flag]) == 0
         with pytest.raises(pickle.UnpicklingError):
             cli.main([command, "-n", "8"])
     (last.parent / "best" / last.name).unlink()  # a run of rl_zoo3 has none
+    capsys.readouterr()
     with pytest.raises(pickle.UnpicklingError):
         cli.main(["enjoy", "-n", "8", "--load-best"])
+    assert f"with the last normaliser: there is no {last.parent / 'best' / last.name}" in capsys.readouterr().out
+
+
+def test_an_algorithm_of_ones_own(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl_zoo3
+
+    class Own(sb3_ppo_variants.PaperOnPolicyAlgorithm):
+        def objective(self, batch: Any) -> Any:
+            return batch.ratio * batch.advantages
+
+    monkeypatch.setitem(rl_zoo3.ALGOS, "own", Own)
+    settings = {"policy": "MlpPolicy", "n_timesteps": 64, "n_envs": 2, "n_steps": 16, "batch_size": 16}
+    Path("own.yml").write_text(yaml.safe_dump({"CartPole-v1": {**settings, "vec_env": "dummy"}}))
+    chosen = ["--algo", "own", "--env", "CartPole-v1"]
+    assert cli.main(["train", *chosen, "-conf", "own.yml", *QUIET]) == 0
+    run = "logs/own/CartPole-v1_1"
+    assert cli.main(["train", "--resume", run, "--until", "128", "--no-progress"]) == 0
+    assert (
+        sorted(path.name for path in Path(run, "bundles").glob("*.safetensors"))[-1]
+        == "bundle_000000000128.safetensors"
+    )
+    for command in (["enjoy", *chosen, "-n", "600"], ["record", *chosen, "-n", "8"], ["plot", *chosen]):
+        assert cli.main(command) == 0
+    capsys.readouterr()
+    assert cli.main(["package", "--run", run]) == 2
+    assert "unknown algorithm 'own'" in only_error_line(capsys)
 
 
 def test_the_adaptive_kl_agent_and_other_folders(capsys: pytest.CaptureFixture[str]) -> None:

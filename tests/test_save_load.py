@@ -258,6 +258,16 @@ def test_a_zip_without_clipping_loads_into_the_classes_that_clip_and_back(algori
             assert logged(again).get("train/clip_range") == (kept and pytest.approx(kept))
 
 
+def test_a_zip_of_one_kl_variant_brings_its_beta_into_the_other(tmp_path: Path) -> None:
+    fixed = PPOFixedKLPaper("MlpPolicy", "CartPole-v1", beta=2.0, **SMALL)
+    fixed.save(tmp_path / "fixed")
+    assert PPOAdaptiveKLPaper.load(tmp_path / "fixed", device="cpu").beta == 2.0
+    adaptive = PPOAdaptiveKLPaper.load(tmp_path / "fixed", env=fixed.env, device="cpu", beta=0.5)
+    adaptive.learn(32).save(tmp_path / "adaptive")
+    assert adaptive.beta in (0.25, 0.5, 1.0)
+    assert PPOFixedKLPaper.load(tmp_path / "adaptive", device="cpu").beta == adaptive.beta
+
+
 def test_a_zip_holds_no_weights_but_the_policys(tmp_path: Path) -> None:
     # π_old's copy, the stored rollout and compiled functions do not belong in it: the policy's 2·(3·64 + 64) +
     # 2·(64·64 + 64) + 2·64 + 2 + 1 = 8963 numbers, its two moments, and little else, at 4 bytes each.

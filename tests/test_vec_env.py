@@ -257,7 +257,7 @@ def test_a_script_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script.write_text("\n".join(lines))
     ended = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)
     assert ended.returncode == 1
-    expected = r"environment 0 ended with exit code 1 while it started, .* under if __name__ == '__main__':"
+    expected = r"environment 0 ended with exit code 1 while it started; .* under if __name__ == '__main__':"
     assert re.search(expected, ended.stderr), ended.stderr
 
 

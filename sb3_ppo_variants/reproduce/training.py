@@ -20,7 +20,7 @@ BUNDLE_INTERVAL = 60.0
 """seconds between two bundles of a run: what a killed process loses at most"""
 
 Reached = Callable[[int], object]
-"""is told, every now and then, the timesteps that each run has reached"""
+"""is told the timesteps that each run has reached: after each iteration, step of the environments or episode"""
 
 
 def train_runs(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reached) -> list[Row]:
@@ -29,7 +29,7 @@ def train_runs(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reach
     :param runs: several, if all of their settings are ``stacked``; else one
     :param timesteps: of each
     :param folder: for what is kept until they are done
-    :param reached: called after each iteration, or after each step of the environments
+    :param reached: see :data:`Reached`
     :return: their results
     :raises ValueError: if the timesteps are too few for an episode to end of a run that has not diverged
     """

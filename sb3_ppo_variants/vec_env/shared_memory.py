@@ -68,8 +68,7 @@ class SharedMemoryVecEnv(ChunkedVecEnv):
 
     :param env_fns: functions that make the environments, each a new one
     :param n_workers: worker processes; None: as many as the process may use cores, at most one per environment
-    :param start_method: ``"forkserver"`` (default where there is one), ``"spawn"`` or ``"fork"``; with the first two,
-        a script makes its environments under ``if __name__ == "__main__":``, as each worker imports it
+    :param start_method: ``"forkserver"`` (default where there is one), ``"spawn"`` or ``"fork"``
     :param max_restarts: how often each worker may be replaced without 100 steps of all environments between, which
         tell an accident from a worker that always dies; 0: a worker that dies ends the whole
     :raises ValueError: for an argument outside its range, named in the message
@@ -323,8 +322,8 @@ class _Worker(Chunk):
         how = f"with exit code {code}"
         if code is not None and code < 0:
             how = f"by signal {signal.Signals(-code).name if -code in {*signal.Signals} else -code}"
-        elif code == FAILED and self.asked == "start":
-            how += " while it started, and says above why; a script must make it under if __name__ == '__main__':"
+        elif code == FAILED and self.asked == "start" and self._context.get_start_method() != "fork":
+            how += " while it started; a script makes environments under if __name__ == '__main__': alone"
         return WorkerDiedError(f"the worker process {self._process.pid} of {self.name} ended {how}")
 
     def ask_to_end(self) -> None:
