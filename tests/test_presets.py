@@ -405,7 +405,10 @@ def test_the_humanoids_config_takes_table_4s_log_std_and_unclipped_actions() -> 
     config = config_of("ppo_clip_paper", "RoboschoolHumanoid-v1")
     for name in ("log_std_schedule", "clip_actions"):
         assert plain(config[name]) == plain(presets.ROBOSCHOOL_LOCOMOTION[name])
-    assert config["n_envs"] == presets.ROBOSCHOOL_LOCOMOTION.run["n_envs"]
+    # As docs/fidelity.md tells them.
+    assert (config["n_envs"], config["n_steps"], config["batch_size"]) == (16, 128, 256)
+    assert (config["stepsize_kl_target"], config["mirror_symmetry"]) == (0.02, True)
+    assert config["policy_kwargs"] == {"net_arch": [128, 128]}
 
 
 @pytest.mark.parametrize("task", ["Flagrun-v0", "Flagrun-v1", "FlagrunHarder-v0", "FlagrunHarder-v1"])
