@@ -409,6 +409,23 @@ def test_push_to_hub_knows_our_algorithms(
     assert f"The logs/{algo} folder was not found" in capsys.readouterr().err
 
 
+def test_push_to_hub_takes_the_best_models_normaliser(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import rl_zoo3
+
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "vecnormalize.pkl").touch()
+    (tmp_path / "config.yml").write_text("normalize: true\n")
+    found: list[str | None] = []
+
+    def script(*_: Any) -> None:  # its own import is `from rl_zoo3 import get_saved_hyperparams`
+        found.append(rl_zoo3.get_saved_hyperparams(str(tmp_path))[1])
+
+    monkeypatch.setattr(zoo, "_run_script", script)
+    for flags in ([], ["--load-best"], []):
+        assert cli.main(["push-to-hub", *flags]) == 0
+    assert found == [str(tmp_path), str(tmp_path / "best"), str(tmp_path)]
+
+
 @pytest.mark.slow
 def test_push_to_hub_reaches_the_upload(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import huggingface_hub
@@ -481,16 +498,31 @@ def test_figures_without_agents_say_so(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_what_ships_can_be_played() -> None:
-    """Whatever agents there are by now: they are whole, small enough, and for a task that is known."""
+    """The agents that there are by now: they are whole, small enough, and for a task that is known."""
     shipped = folder.shipped_agents()
     assert (shipped / "README.md").is_file()
-    for agent in folder.list_agents():
+    agents = folder.list_agents()
+    assert "RoboschoolHumanoid-v1" in [agent.env_id for agent in agents]
+    for agent in agents:
         assert agent.folder.name == folder_name(agent.env_id)
         assert agent.env_id in gym.registry
         assert agent.score["episodes"] == 100
         load_policy(agent.folder, "cpu")
         size = sum(file.stat().st_size for file in agent.folder.iterdir() if file.suffix != ".mp4")
         assert size <= 1_000_000
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md", "CHANGELOG.md"])
+def test_the_score_of_what_ships_is_told_as_it_was_measured(page: str) -> None:
+    agent = folder.require_agent("RoboschoolHumanoid-v1")
+    mean, std = round(agent.score["mean"]), round(agent.score["std"])
+    text = " ".join((Path(__file__).parents[1] / page).read_text(encoding="utf-8").split())
+    told = {
+        "README.md": f"mean return {mean} ± {std} over 100 episodes, {agent.score['terminated']} falls",
+        "docs/reproduction.md": f"its agent {mean:,} ± {std};",
+        "CHANGELOG.md": f"a mean return of {mean} after {agent.timesteps // 1_000_000}M timesteps",
+    }
+    assert told[page] in text
 
 
 def test_fig_4_has_the_readmes_scores_of_openais_agents() -> None:

@@ -409,6 +409,7 @@ def test_the_humanoids_config_takes_table_4s_log_std_and_unclipped_actions() -> 
     assert (config["n_envs"], config["n_steps"], config["batch_size"]) == (16, 128, 256)
     assert (config["stepsize_kl_target"], config["mirror_symmetry"]) == (0.02, True)
     assert config["policy_kwargs"] == {"net_arch": [128, 128]}
+    assert config["normalize"] == {"norm_obs": True, "norm_reward": True, "clip_obs": 5.0}
 
 
 @pytest.mark.parametrize("task", ["Flagrun-v0", "Flagrun-v1", "FlagrunHarder-v0", "FlagrunHarder-v1"])

@@ -22,7 +22,6 @@ mkdir "$room/empty" && cd "$room/empty"
 shipped=$("$room/venv/bin/python" -c "from sb3_ppo_variants.agents.folder import shipped_agents; print(shipped_agents())")
 test -f "$shipped/README.md" || { echo "trained_agents is not in the wheel"; exit 1; }
 for agent in "$shipped"/*/agent.json; do
-    [ -e "$agent" ] || continue  # there is none yet
     "$room/venv/bin/ppo-variants" enjoy --env "$(basename "$(dirname "$agent")")" --shipped -n 50
 done
 find . -name 'CartPole-v1.zip' | grep -q . || { echo "no model was saved"; exit 1; }
