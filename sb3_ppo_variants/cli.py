@@ -229,7 +229,9 @@ COMMANDS = {
         "  --until N             … and on to N timesteps; its schedules stay as they were\n"
         "  --stretch-schedules   … and run over the new number of timesteps\n\n"
         "--recipe NAME takes other settings of zoo_configs: `paper` has the paper's Table 4 as written.\n"
-        "--start-from AGENT begins a run with the weights and the normaliser of an exported or a shipped agent.",
+        "--start-from AGENT begins a run with the weights and the normaliser of an exported or a shipped agent.\n"
+        "  --start-statistics INDEX:MEAN:VARIANCE ...\n"
+        "                        … but for these components of the observation, which vary more on the new task",
     ),
     "enjoy": Command(
         "run a trained agent and print its scores",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from importlib.metadata import version
 from pathlib import Path
@@ -149,16 +149,25 @@ class ExportedPolicy:
         self._hand_on_statistics(made, count)
         return made
 
-    def start(self, model: BaseAlgorithm, count: float = 1e6) -> None:
+    def start(
+        self,
+        model: BaseAlgorithm,
+        count: float = 1e6,
+        statistics: Mapping[int, tuple[float, float]] | None = None,
+    ) -> None:
         """Let a new model begin with this policy's weights and with the statistics of its observations.
 
         Its optimiser, schedules and statistics of returns begin anew.
 
         :param model: with networks and spaces as this policy's, and a ``VecNormalize`` of observations if it had one
         :param count: as of :meth:`vec_normalize`
-        :raises ValueError: if the model is not such, or the count is not allowed; the model is then as it was
+        :param statistics: mean and variance for some components of an observation of one axis, by index, in place of
+            the policy's own: for those that vary more on the new task, and that would saturate the networks otherwise
+        :raises ValueError: if the model is not such, or count or statistics are not allowed; the model is then as it
+            was
         """
         require("count", count, "a number > 0", lambda value: 0 < value < math.inf)
+        self._require_statistics(statistics or {})
         for name in ("observation_space", "action_space"):
             ours, theirs = getattr(self, name), getattr(model, name)
             if ours.shape != theirs.shape or type(ours) is not type(theirs):
@@ -179,6 +188,22 @@ class ExportedPolicy:
             raise ValueError(f"model must have networks as the policy's: {error}") from None
         if normalizer is not None and normalizes:
             self._hand_on_statistics(normalizer, count)
+            for index, (mean, variance) in (statistics or {}).items():
+                running: Any = normalizer.obs_rms
+                running.mean[index], running.var[index] = mean, variance
+
+    def _require_statistics(self, statistics: Mapping[int, tuple[float, float]]) -> None:
+        """Check what is to replace the policy's own statistics."""
+        if not statistics:
+            return
+        shape = self.observation_space.shape
+        if "" not in self._statistics or shape is None or len(shape) != 1:
+            raise ValueError("statistics are for a policy whose observations have one axis and are normalised")
+        for index, (mean, variance) in statistics.items():
+            allowed = f"an integer from 0 to {shape[0] - 1}"
+            require("an index of statistics", index, allowed, lambda value: 0 <= value < shape[0], integer=True)
+            require(f"the mean of statistics[{index}]", mean, "a finite number", math.isfinite)
+            require(f"the variance of statistics[{index}]", variance, "a number > 0", lambda value: 0 < value < math.inf)
 
     def _require_same_normalizer(self, normalizer: VecNormalize) -> None:
         settings: Any = self._description.normalizer

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.arguments import require, shown
 from sb3_ppo_variants.files import atomic_write
 
 RUN_FILE = "run.json"
@@ -40,6 +40,7 @@ LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
 # Ours, of a new run alone.
 START_FLAG, RECIPE_FLAG = "--start-from", "--recipe"
+STATISTICS_FLAG = "--start-statistics"
 OUR_RECIPE = "ours"
 """the settings that train without a flag; other recipes are folders of ``zoo_configs``"""
 
@@ -58,6 +59,8 @@ class RunOptions(NamedTuple):
     """the arguments of which a later process makes the same run"""
     start_from: Path | None = None
     """an agent whose weights a new run begins with"""
+    start_statistics: dict[int, tuple[float, float]] | None = None
+    """mean and variance of components of the observation, in place of that agent's"""
     recipe: str | None = None
     """the shipped settings to take; None: :data:`OUR_RECIPE`, or what ``--conf-file`` names"""
 
@@ -81,6 +84,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     parser.add_argument("--stretch-schedules", action="store_true")
     parser.add_argument("--bundle-interval", type=float)
     parser.add_argument(START_FLAG, type=Path)
+    parser.add_argument(STATISTICS_FLAG, nargs="+", default=[])
     parser.add_argument(RECIPE_FLAG)
     flags, rest = parser.parse_known_args(list(arguments))
     require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
@@ -89,6 +93,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     if flags.recipe is not None and len(without_flags([CONFIG_FLAG], rest)) < len(rest):
         raise ValueError(f"{RECIPE_FLAG} and --conf-file both name a file of settings: give one of them")
     begun = [] if flags.start_from is None else [START_FLAG, str(flags.start_from.absolute())]
+    begun += [STATISTICS_FLAG, *flags.start_statistics] if flags.start_statistics else []
     begun += [] if flags.recipe is None else [RECIPE_FLAG, flags.recipe]
     settings, kept = None, [*rest, *begun]
     if flags.resume is not None:
@@ -97,6 +102,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         settings, kept = run.settings, run.arguments
         flags_of_run, rest_of_run = parser.parse_known_args(kept)
         flags.start_from, flags.recipe = flags_of_run.start_from, flags_of_run.recipe
+        flags.start_statistics = flags_of_run.start_statistics
         rest = rest_of_run + rest
     elif flags.until is not None or flags.stretch_schedules:
         flag = "--until" if flags.until is not None else "--stretch-schedules"
@@ -104,6 +110,8 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     if flags.until is not None:
         length = ["-n", str(flags.until)]
         kept, rest = without_flags(LENGTH_FLAGS, kept) + length, rest + length
+    if flags.start_statistics and flags.start_from is None:
+        raise ValueError(f"{STATISTICS_FLAG} goes with {START_FLAG}, whose statistics it replaces")
     options = RunOptions(
         flags.resume,
         flags.until,
@@ -112,9 +120,25 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         settings,
         kept,
         flags.start_from,
+        _read_statistics(flags.start_statistics),
         flags.recipe,
     )
     return options, rest
+
+
+def _read_statistics(values: Sequence[str]) -> dict[int, tuple[float, float]]:
+    """Components of an observation and their statistics, as the command line has them.
+
+    :raises ValueError: for one that is not ``INDEX:MEAN:VARIANCE``
+    """
+    read = {}
+    for value in values:
+        try:
+            index, mean, variance = value.split(":")
+            read[int(index)] = float(mean), float(variance)
+        except ValueError:
+            raise ValueError(f"{STATISTICS_FLAG} must be INDEX:MEAN:VARIANCE ...; got {shown(value)}") from None
+    return read
 
 
 def begun_with(arguments: Sequence[str]) -> tuple[str, Path | None]:
