@@ -203,7 +203,8 @@ class ExportedPolicy:
             allowed = f"an integer from 0 to {shape[0] - 1}"
             require("an index of statistics", index, allowed, lambda value: 0 <= value < shape[0], integer=True)
             require(f"the mean of statistics[{index}]", mean, "a finite number", math.isfinite)
-            require(f"the variance of statistics[{index}]", variance, "a number > 0", lambda value: 0 < value < math.inf)
+            name = f"the variance of statistics[{index}]"
+            require(name, variance, "a number > 0", lambda value: 0 < value < math.inf)
 
     def _require_same_normalizer(self, normalizer: VecNormalize) -> None:
         settings: Any = self._description.normalizer

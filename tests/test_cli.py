@@ -467,21 +467,25 @@ def test_a_killed_run_is_resumed_and_extended(
 def test_a_run_starts_from_an_agent_and_so_does_its_resumption(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["train", *SHORT_TRAINING, "--seed", "1"]) == 0
+    training = ["train", *SHORT_TRAINING, "-params", "normalize:true"]
+    assert cli.main([*training, "--seed", "1"]) == 0
     assert cli.main(["export", "--env", "CartPole-v1", "-o", "agent"]) == 0
     expected = load_policy("agent").policy.state_dict()
-    begun_with = []
+    begun_with: list[dict[str, th.Tensor]] = []
+    statistics: list[tuple[Any, Any]] = []
     train = PPOClipPaper.train
 
     def notes(self: PPOClipPaper) -> None:
         begun_with.append({name: tensor.clone() for name, tensor in self.policy.state_dict().items()})
+        running: Any = self.get_vec_normalize_env().obs_rms  # type: ignore[union-attr]
+        statistics.append((running.mean.copy(), running.var.copy()))
         if len(begun_with) == 1:
             raise MemoryError("no memory")
         train(self)
 
     monkeypatch.setattr(PPOClipPaper, "train", notes)
     with pytest.raises(MemoryError):
-        cli.main(["train", *SHORT_TRAINING, "--seed", "2", "--start-from", "agent"])
+        cli.main([*training, "--seed", "2", "--start-from", "agent", "--start-statistics", "2:3:4", "0:-2:0.5"])
     assert "Starting from the agent in agent" in capsys.readouterr().out
     # Killed before its first update, it begins anew.
     for path in Path("logs/ppo_clip_paper/CartPole-v1_2/bundles").glob("*"):
@@ -489,14 +493,23 @@ def test_a_run_starts_from_an_agent_and_so_does_its_resumption(
     assert cli.main(["train", "--resume", "logs/ppo_clip_paper/CartPole-v1_2"]) == 0
     for begun in begun_with[:2]:
         assert all(th.equal(tensor, expected[name]) for name, tensor in begun.items())
+    for mean, variance in statistics[:2]:  # which have moved by a rollout since, of a million observations
+        assert (mean[2], mean[0]) == pytest.approx((3, -2), rel=0.05)
+        assert (variance[2], variance[0]) == pytest.approx((4, 0.5), rel=0.05)
+        assert max(abs(mean[1]), abs(mean[3])) < 1
     kept = json.loads(Path("logs/ppo_clip_paper/CartPole-v1_2/run.json").read_text())["arguments"]
     assert kept.count("--start-from") == 1
+    assert kept[kept.index("--start-statistics") + 1 :][:2] == ["2:3:4", "0:-2:0.5"]
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--start-from", "nowhere"], "nowhere"),
+        (["--start-statistics", "1:0:1"], "--start-statistics goes with --start-from"),
+        (["--start-from", "a", "--start-statistics", "1:0"], "--start-statistics must be INDEX:MEAN:VARIANCE ..."),
+        (["--start-from", "a", "--start-statistics", "x:0:1"], "--start-statistics must be INDEX:MEAN:VARIANCE ..."),
+        (["--resume", "run", "--start-statistics", "1:0:1"], "--start-statistics cannot be given with --resume"),
         (["--resume", "run", "--start-from", "agent"], "--start-from cannot be given with --resume"),
         (["--resume", "nowhere"], "--resume must name the folder of a run, which has a run.json; got nowhere"),
         (["--until", "5"], "--until goes with --resume"),

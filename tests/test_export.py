@@ -213,6 +213,39 @@ def test_a_new_model_starts_as_the_policy(name: str, tmp_path: Path) -> None:
         assert normalizer.ret_rms.count == pytest.approx(40, abs=0.01)  # its own
 
 
+def test_a_new_model_takes_other_statistics_of_some_components(tmp_path: Path) -> None:
+    trained, fresh = make_model(CASES["normalized"]), with_other_weights(CASES["normalized"])
+    export_policy(trained, tmp_path)
+    load_policy(tmp_path).start(fresh, statistics={2: (30.0, 4.0)})
+    before: Any = unwrap_vec_normalize(trained.get_env())
+    after: Any = unwrap_vec_normalize(fresh.get_env())
+    assert (after.obs_rms.mean[2], after.obs_rms.var[2]) == (30.0, 4.0)
+    np.testing.assert_allclose(np.delete(after.obs_rms.mean, 2), np.delete(before.obs_rms.mean, 2))
+    np.testing.assert_allclose(np.delete(after.obs_rms.var, 2), np.delete(before.obs_rms.var, 2))
+
+
+@pytest.mark.parametrize(
+    ("name", "statistics", "message"),
+    [
+        ("normalized", {3: (0.0, 1.0)}, "an index of statistics must be an integer from 0 to 2; got 3"),
+        ("normalized", {-1: (0.0, 1.0)}, "an index of statistics must be an integer from 0 to 2; got -1"),
+        ("normalized", {0: (float("inf"), 1.0)}, r"the mean of statistics\[0\] must be a finite number; got inf"),
+        ("normalized", {0: (0.0, 0.0)}, r"the variance of statistics\[0\] must be a number > 0; got 0.0"),
+        ("box", {0: (0.0, 1.0)}, "statistics are for a policy whose observations have one axis and are normalised"),
+        ("normalized dict", {0: (0.0, 1.0)}, "statistics are for a policy whose observations have one axis"),
+    ],
+)
+def test_statistics_that_do_not_fit_change_nothing(
+    name: str, statistics: dict[int, tuple[float, float]], message: str, tmp_path: Path
+) -> None:
+    export_policy(make_model(CASES[name]), tmp_path)
+    model = with_other_weights(CASES[name])
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path).start(model, statistics=statistics)
+    assert all(th.equal(*pair) for pair in zip(model.policy.parameters(), before, strict=True))
+
+
 @pytest.mark.parametrize(
     ("case", "message"),
     [
