@@ -89,12 +89,12 @@ def test_every_algorithm_has_settings_for_every_task(algo: str) -> None:
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_versions_and_flag_tasks_differ_in_nothing_but_the_noise(algo: str) -> None:
+def test_flag_tasks_differ_from_the_humanoid_in_noise_and_rollouts_and_versions_in_nothing(algo: str) -> None:
     settings = shipped(algo)
     for name in ("RoboschoolHumanoid", "RoboschoolHumanoidFlagrun", "RoboschoolHumanoidFlagrunHarder"):
         assert settings[f"{name}-v0"] == settings[f"{name}-v1"]
     noise = {"schedule": "linear", "start": -1.0, "end": -1.6}
-    flagrun = {**settings["RoboschoolHumanoid-v1"], "log_std_schedule": noise}
+    flagrun = {**settings["RoboschoolHumanoid-v1"], "n_steps": 512, "batch_size": 1024, "log_std_schedule": noise}
     assert settings["RoboschoolHumanoidFlagrun-v1"] == settings["RoboschoolHumanoidFlagrunHarder-v1"] == flagrun
 
 
