@@ -41,7 +41,7 @@ from torch import nn
 
 import sb3_ppo_variants
 from sb3_ppo_variants import export_format as layout
-from sb3_ppo_variants.arguments import require
+from sb3_ppo_variants.arguments import require, shown
 from sb3_ppo_variants.distributions import FAMILIES
 from sb3_ppo_variants.export_files import (
     DESCRIPTION_FILE,
@@ -188,23 +188,28 @@ class ExportedPolicy:
             raise ValueError(f"model must have networks as the policy's: {error}") from None
         if normalizer is not None and normalizes:
             self._hand_on_statistics(normalizer, count)
+            running: Any = normalizer.obs_rms
             for index, (mean, variance) in (statistics or {}).items():
-                running: Any = normalizer.obs_rms
                 running.mean[index], running.var[index] = mean, variance
 
     def _require_statistics(self, statistics: Mapping[int, tuple[float, float]]) -> None:
-        """Check what is to replace the policy's own statistics."""
+        """Check what is to replace the policy's own statistics.
+
+        :raises ValueError: if it cannot
+        """
         if not statistics:
             return
         shape = self.observation_space.shape
         if "" not in self._statistics or shape is None or len(shape) != 1:
             raise ValueError("statistics are for a policy whose observations have one axis and are normalised")
-        for index, (mean, variance) in statistics.items():
+        for index, pair in statistics.items():
             allowed = f"an integer from 0 to {shape[0] - 1}"
             require("an index of statistics", index, allowed, lambda value: 0 <= value < shape[0], integer=True)
-            require(f"the mean of statistics[{index}]", mean, "a finite number", math.isfinite)
+            if not isinstance(pair, Sequence) or len(pair) != 2:
+                raise ValueError(f"statistics[{index}] must be a mean and a variance; got {shown(pair)}")
+            require(f"the mean of statistics[{index}]", pair[0], "a finite number", math.isfinite)
             name = f"the variance of statistics[{index}]"
-            require(name, variance, "a number > 0", lambda value: 0 < value < math.inf)
+            require(name, pair[1], "a number > 0", lambda value: 0 < value < math.inf)
 
     def _require_same_normalizer(self, normalizer: VecNormalize) -> None:
         settings: Any = self._description.normalizer

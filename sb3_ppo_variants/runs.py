@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sb3_ppo_variants.arguments import require, shown
@@ -59,7 +61,7 @@ class RunOptions(NamedTuple):
     """the arguments of which a later process makes the same run"""
     start_from: Path | None = None
     """an agent whose weights a new run begins with"""
-    start_statistics: dict[int, tuple[float, float]] | None = None
+    start_statistics: Mapping[int, tuple[float, float]] = MappingProxyType({})
     """mean and variance of components of the observation, in place of that agent's"""
     recipe: str | None = None
     """the shipped settings to take; None: :data:`OUR_RECIPE`, or what ``--conf-file`` names"""
@@ -129,15 +131,19 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
 def _read_statistics(values: Sequence[str]) -> dict[int, tuple[float, float]]:
     """Components of an observation and their statistics, as the command line has them.
 
-    :raises ValueError: for one that is not ``INDEX:MEAN:VARIANCE``
+    :raises ValueError: for one that is not ``INDEX:MEAN:VARIANCE``, or twice the same index
     """
-    read = {}
+    read: dict[int, tuple[float, float]] = {}
     for value in values:
         try:
             index, mean, variance = value.split(":")
-            read[int(index)] = float(mean), float(variance)
+            component, statistics = int(index), (float(mean), float(variance))
         except ValueError:
             raise ValueError(f"{STATISTICS_FLAG} must be INDEX:MEAN:VARIANCE ...; got {shown(value)}") from None
+        if component in read or not (math.isfinite(statistics[0]) and 0 < statistics[1] < math.inf):
+            allowed = "each index once, with a finite mean and a variance > 0"
+            raise ValueError(f"{STATISTICS_FLAG} must have {allowed}; got {' '.join(values)}")
+        read[component] = statistics
     return read
 
 
@@ -162,9 +168,20 @@ def modules_of(arguments: Sequence[str]) -> tuple[str, ...]:
 
 def without_places(arguments: Sequence[str]) -> list[str]:
     """A run's arguments without where things lie on its machine: an agent that it began with by its name alone."""
-    _, start = begun_with(arguments)
-    kept = without_flags([*PLACE_FLAGS, (START_FLAG,)], arguments)
-    return kept if start is None else [*kept, START_FLAG, start.name]
+    begun = start_flags(arguments)
+    return [*without_flags([*PLACE_FLAGS, (START_FLAG,), (STATISTICS_FLAG,)], arguments), *begun]
+
+
+def start_flags(arguments: Sequence[str]) -> list[str]:
+    """Those of a run's arguments that tell the agent that it began with, by its name alone."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(START_FLAG, type=Path)
+    parser.add_argument(STATISTICS_FLAG, nargs="+", default=[])
+    flags, _ = parser.parse_known_args(list(arguments))
+    if flags.start_from is None:
+        return []
+    statistics = [STATISTICS_FLAG, *flags.start_statistics] if flags.start_statistics else []
+    return [START_FLAG, flags.start_from.name, *statistics]
 
 
 def _require_resume_flags(program: str, arguments: list[str]) -> None:

@@ -217,12 +217,15 @@ def test_a_card_tells_no_places_and_how_to_wrap(room: Path) -> None:
     edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "gymnasium.wrappers.NormalizeReward"})
     arguments = json.loads(Path(PENDULUM, "run.json").read_text())["arguments"]
     places = ["-f", str(room / "logs"), "--start-from", str(room / "agents" / "Other-v1"), "--env-kwargs", "g:9 .8"]
+    places += ["--start-statistics", "0:0:0.5", "1:0:0.5"]
     edit(Path(PENDULUM, "run.json"), arguments=[*arguments, *places])
     assert cli.main(["package", "--run", PENDULUM, "--episodes", "1", "--no-film"]) == 0
     agent = folder.require_agent("Pendulum-v1", Path("trained_agents"))
     card = (agent.folder / "README.md").read_text()
     assert str(room) not in card + (agent.folder / "agent.json").read_text()
-    assert "--env-kwargs 'g:9 .8' --start-from Other-v1`." in card
+    start = "--start-from Other-v1 --start-statistics 0:0:0.5 1:0:0.5"
+    assert f"--env-kwargs 'g:9 .8' {start}`." in card
+    assert f" --seed 3 {start}\n" in (agent.folder / "config.yml").read_text()
     assert agent.recipe == "custom, from Other-v1"
     program = card.partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}
@@ -522,7 +525,7 @@ def test_the_score_of_what_ships_is_told_as_it_was_measured(page: str, task: str
     told = {
         "README.md": f"{mean} ± {std}{over}, {agent.score['terminated']} falls",
         "docs/reproduction.md": f"its agent {mean:,} ± {std};",
-        "CHANGELOG.md": f"{task}, a mean return of {mean} after {agent.timesteps // 1_000_000}M timesteps",
+        "CHANGELOG.md": f"{task}, a mean return of {mean} after {agent.timesteps / 1e6:.1f}M timesteps",
     }
     assert told[page] in text
 

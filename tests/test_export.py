@@ -12,6 +12,7 @@ import struct
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -231,18 +232,25 @@ def test_a_new_model_takes_other_statistics_of_some_components(tmp_path: Path) -
         ("normalized", {-1: (0.0, 1.0)}, "an index of statistics must be an integer from 0 to 2; got -1"),
         ("normalized", {0: (float("inf"), 1.0)}, r"the mean of statistics\[0\] must be a finite number; got inf"),
         ("normalized", {0: (0.0, 0.0)}, r"the variance of statistics\[0\] must be a number > 0; got 0.0"),
+        ("normalized", {0: 5.0}, r"statistics\[0\] must be a mean and a variance; got 5.0"),
+        ("normalized", {0: (0.0, 1.0, 2.0)}, r"statistics\[0\] must be a mean and a variance; got \(0.0, 1.0, 2.0\)"),
         ("box", {0: (0.0, 1.0)}, "statistics are for a policy whose observations have one axis and are normalised"),
         ("normalized dict", {0: (0.0, 1.0)}, "statistics are for a policy whose observations have one axis"),
     ],
 )
-def test_statistics_that_do_not_fit_change_nothing(
-    name: str, statistics: dict[int, tuple[float, float]], message: str, tmp_path: Path
-) -> None:
+def test_statistics_that_do_not_fit_change_nothing(name: str, statistics: Any, message: str, tmp_path: Path) -> None:
     export_policy(make_model(CASES[name]), tmp_path)
     model = with_other_weights(CASES[name])
+    normalizer = unwrap_vec_normalize(model.get_env())
+    rms = normalizer.obs_rms if normalizer is not None else None
+    seen = {key: deepcopy(vars(each)) for key, each in (rms if isinstance(rms, dict) else {"": rms}).items() if each}
     before = [parameter.clone() for parameter in model.policy.parameters()]
     with pytest.raises(ValueError, match=message):
         load_policy(tmp_path).start(model, statistics=statistics)
+    for key, values in seen.items():
+        after: Any = rms[key] if isinstance(rms, dict) else rms
+        for attribute, value in values.items():
+            np.testing.assert_array_equal(getattr(after, attribute), value)
     assert all(th.equal(*pair) for pair in zip(model.policy.parameters(), before, strict=True))
 
 

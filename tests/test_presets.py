@@ -412,14 +412,6 @@ def test_the_humanoids_config_takes_table_4s_log_std_and_unclipped_actions() -> 
     assert config["normalize"] == {"norm_obs": True, "norm_reward": True, "clip_obs": 5.0}
 
 
-@pytest.mark.parametrize("task", ["Flagrun-v0", "Flagrun-v1", "FlagrunHarder-v0", "FlagrunHarder-v1"])
-@pytest.mark.parametrize("algo", ALGORITHMS)
-def test_the_flag_tasks_configs_take_the_presets_actors_and_length(algo: str, task: str) -> None:
-    config = config_of(algo, f"RoboschoolHumanoid{task}")
-    for name in ("n_envs", "n_timesteps"):
-        assert config[name] == presets.ROBOSCHOOL_FLAGRUN.run[name]
-
-
 # ------------------------------------------------------------------ the authors' initialisation
 
 

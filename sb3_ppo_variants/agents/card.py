@@ -74,7 +74,7 @@ ppo-variants enjoy --env {agent.env_id} --shipped FOLDER{packages}   # the folde
 {_in_python(agent, name)}
 ## Training
 
-{agent.timesteps:,} timesteps{_duration(agent.wall_clock)}, seed {agent.seed}; the settings are in `{CONFIG_FILE}`.
+{agent.timesteps:,} timesteps{_duration(agent.wall_clock)}, seed {agent.seed}; its last settings are in `{CONFIG_FILE}`.
 {trained}
 Trained with {_versions(agent.trained_with)}.
 Scored with {_versions(agent.scored_with)}.

@@ -37,7 +37,7 @@ from sb3_ppo_variants.agents.scoring import (
 from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all, folder_name
-from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, without_places
+from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, start_flags, without_places
 from sb3_ppo_variants.safe_yaml import load_run_yaml
 from sb3_ppo_variants.zoo import VEC_ENV_KEY, shipped_settings
 
@@ -221,12 +221,11 @@ def _installed() -> dict[str, str]:
 def _config(known: RunToPackage, trained: Trained) -> bytes:
     import yaml
 
-    seed = "" if trained.seed is None else f" --seed {trained.seed}"
-    command = (
-        f"ppo-variants train --algo {known.algo} --env {shlex.quote(known.env_id)} --conf-file {CONFIG_FILE}{seed}"
-    )
+    words = ["ppo-variants", "train", "--algo", known.algo, "--env", known.env_id, "--conf-file", CONFIG_FILE]
+    words += [] if trained.seed is None else ["--seed", str(trained.seed)]
+    command = shlex.join([*words, *start_flags(known.arguments or [])])
     entry = yaml.safe_dump({known.env_id: _plain(known.settings)}, sort_keys=False)
-    return f"# The settings of this agent's run. To train it anew: {command}\n{entry}".encode()
+    return f"# The settings that this agent's run ended with. To train with them: {command}\n{entry}".encode()
 
 
 def _plain(value: Any) -> Any:
