@@ -80,14 +80,11 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     :return: the flags, and all arguments for rl_zoo3
     :raises ValueError: for a flag outside its range, a run that cannot be resumed, or a flag that is the run's
     """
-    parser = argparse.ArgumentParser(program, add_help=False, allow_abbrev=False)
+    parser = argparse.ArgumentParser(program, parents=[_flags_of_beginnings()], add_help=False, allow_abbrev=False)
     parser.add_argument("--resume", type=Path)
     parser.add_argument("--until", type=int)
     parser.add_argument("--stretch-schedules", action="store_true")
     parser.add_argument("--bundle-interval", type=float)
-    parser.add_argument(START_FLAG, type=Path)
-    parser.add_argument(STATISTICS_FLAG, nargs="+", default=[])
-    parser.add_argument(RECIPE_FLAG)
     flags, rest = parser.parse_known_args(list(arguments))
     require("--until", flags.until, "an integer >= 1", lambda value: value >= 1, integer=True, optional=True)
     allowed = "a number of seconds >= 0"
@@ -128,6 +125,15 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     return options, rest
 
 
+def _flags_of_beginnings() -> argparse.ArgumentParser:
+    """The flags of ours that are a new run's alone."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument(START_FLAG, type=Path)
+    parser.add_argument(STATISTICS_FLAG, nargs="+", default=[])
+    parser.add_argument(RECIPE_FLAG)
+    return parser
+
+
 def _read_statistics(values: Sequence[str]) -> dict[int, tuple[float, float]]:
     """Components of an observation and their statistics, as the command line has them.
 
@@ -149,11 +155,8 @@ def _read_statistics(values: Sequence[str]) -> dict[int, tuple[float, float]]:
 
 def begun_with(arguments: Sequence[str]) -> tuple[str, Path | None]:
     """The recipe that a run began with, and the agent whose weights it began with or None, by its arguments."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(RECIPE_FLAG, default=OUR_RECIPE)
-    parser.add_argument(START_FLAG, type=Path)
-    flags, _ = parser.parse_known_args(list(arguments))
-    return flags.recipe, flags.start_from
+    flags, _ = _flags_of_beginnings().parse_known_args(list(arguments))
+    return flags.recipe or OUR_RECIPE, flags.start_from
 
 
 def modules_of(arguments: Sequence[str]) -> tuple[str, ...]:
@@ -174,10 +177,7 @@ def without_places(arguments: Sequence[str]) -> list[str]:
 
 def start_flags(arguments: Sequence[str]) -> list[str]:
     """Those of a run's arguments that tell the agent that it began with, by its name alone."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument(START_FLAG, type=Path)
-    parser.add_argument(STATISTICS_FLAG, nargs="+", default=[])
-    flags, _ = parser.parse_known_args(list(arguments))
+    flags, _ = _flags_of_beginnings().parse_known_args(list(arguments))
     if flags.start_from is None:
         return []
     statistics = [STATISTICS_FLAG, *flags.start_statistics] if flags.start_statistics else []
