@@ -42,8 +42,6 @@ ACTION_SIZE = len(MOTORS)
 """One number per motor."""
 OBSERVATION_SIZE = 8 + 2 * ACTION_SIZE + len(FEET)
 """44: eight of the body, two per hinge, one per foot."""
-TARGET_ANGLE = (1, 2)
-"""The components of the observation that are sine and cosine of the angle from the robot's heading to its target."""
 OBSERVATION_LIMIT = 5.0
 """Every component of the observation is clipped to ± this."""
 HIGHEST = np.full(OBSERVATION_SIZE, OBSERVATION_LIMIT, np.float32)

@@ -1,109 +1,120 @@
-"""The wrapper that shows a humanoid no larger angle to its target than it knows."""
+"""The wrapper that ends a training episode of flagrun with each flag."""
 
-from math import atan2, pi
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium import spaces
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 
-from sb3_ppo_variants.envs.humanoid import MIRROR_SYMMETRY, OBSERVATION_SIZE
-from sb3_ppo_variants.envs.wrappers import CompressTargetAngle
+from sb3_ppo_variants import PPOClipPaper
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
 
 FLAGRUN = "RoboschoolHumanoidFlagrun-v1"
+TIMEOUT = 7
+STANDS = {"flag_timeout": TIMEOUT, "minimum_height": 0.0}
+"""Keywords of a task with many flags in which nobody falls."""
 
 
-class Scripted(gym.Env[np.ndarray, np.ndarray]):
-    """A task with a humanoid's observation, whose angle to the target a test sets."""
-
-    observation_space = spaces.Box(-5.0, 5.0, (OBSERVATION_SIZE,))
-    action_space = spaces.Box(-1.0, 1.0, (17,))
-    angle = 0.0
-
-    def observation(self) -> np.ndarray:
-        values = np.linspace(-1.0, 1.0, OBSERVATION_SIZE, dtype=np.float32)
-        values[1], values[2] = np.sin(self.angle), np.cos(self.angle)
-        return values
-
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        return self.observation(), {}
-
-    def step(self, action: np.ndarray) -> Any:
-        return self.observation(), 1.5, False, False, {"told": 1}
+def actions(count: int) -> np.ndarray:
+    return np.random.default_rng(0).uniform(-0.5, 0.5, (count, 17)).astype(np.float32)
 
 
-def seen(angle: float, **arguments: float) -> float:
-    env = CompressTargetAngle(Scripted(), **arguments)
-    env.unwrapped.angle = angle  # type: ignore[attr-defined]
-    observation, _ = env.reset()
-    assert np.hypot(observation[1], observation[2]) == pytest.approx(1.0, abs=1e-6)
-    return atan2(observation[1], observation[2])
+def pair(**keywords: Any) -> tuple[gym.Env[Any, Any], gym.Env[Any, Any]]:
+    """The task as it is, and wrapped."""
+    return gym.make(FLAGRUN, **keywords), EpisodePerFlag(gym.make(FLAGRUN, **keywords))
 
 
-@pytest.mark.parametrize(("angle", "expected"), [(0.0, 0.0), (0.1, 0.1), (0.2, 0.2), (pi - 1e-6, 0.4), (1.0, 0.254393)])
-def test_what_is_seen_of_an_angle(angle: float, expected: float) -> None:
-    assert seen(angle) == pytest.approx(expected, abs=1e-5)
-    assert seen(-angle) == pytest.approx(-expected, abs=1e-5), "left and right are mirror images"
+def test_a_flag_ends_an_episode_and_the_task_goes_on() -> None:
+    plain, wrapped = pair(**STANDS)
+    there, told = plain.reset(seed=5)
+    here, info = wrapped.reset(seed=5)
+    np.testing.assert_array_equal(here, there)
+    ends = []
+    for step, action in enumerate(actions(40), start=1):
+        flag = told["flag"]
+        there, reward, terminated, truncated, told = plain.step(action)
+        assert not (terminated or truncated)
+        here, same_reward, terminated, truncated, info = wrapped.step(action)
+        assert (same_reward, info) == (reward, told)
+        assert not terminated
+        assert truncated == (told["flag"] != flag)
+        if truncated:
+            ends.append(step)
+            here, info = wrapped.reset()
+            assert info == told
+        np.testing.assert_array_equal(here, there)
+    assert ends == [6, 13, 20, 27, 34], "the first flag has a step less"
 
 
-@pytest.mark.parametrize("arguments", [{}, {"knee": 0.0, "limit": 1.0}, {"knee": 0.3, "limit": 0.31}])
-def test_no_two_angles_look_the_same(arguments: dict[str, float]) -> None:
-    looks = [seen(angle, **arguments) for angle in np.linspace(-pi + 0.01, pi - 0.01, 201)]
-    assert (np.diff(looks) > 0.0).all()
+def test_the_last_observation_is_about_the_flag_that_goes() -> None:
+    # Without a timeout that comes in between, the task shows what would have been seen.
+    wrapped = EpisodePerFlag(gym.make(FLAGRUN, **STANDS, straight_probability=1.0))
+    lasting = gym.make(FLAGRUN, minimum_height=0.0, straight_probability=1.0)
+    wrapped.reset(seed=5)
+    lasting.reset(seed=5)
+    for action in actions(TIMEOUT - 1):
+        expected, *_ = lasting.step(action)
+        last, _, _, truncated, _ = wrapped.step(action)
+    assert truncated
+    np.testing.assert_allclose(last, expected, atol=1e-6)
+    following, _ = wrapped.reset()
+    assert not np.allclose(following[1:3], expected[1:3])
+    np.testing.assert_array_equal(np.delete(following, (1, 2)), np.delete(last, (1, 2)))
 
 
-@pytest.mark.parametrize("arguments", [{"knee": pi, "limit": pi}, {"knee": 1.0, "limit": pi}])
-def test_it_can_be_told_to_change_nothing(arguments: dict[str, float]) -> None:
-    for angle in (-3.0, -1.5, 0.0, 0.7, 3.1):
-        assert seen(angle, **arguments) == pytest.approx(angle, abs=1e-6)
+def test_a_fall_and_the_time_limit_are_the_tasks() -> None:
+    plain, wrapped = pair(flag_timeout=TIMEOUT, straight_probability=1.0)
+    lengths = []
+    for env in (plain, wrapped):
+        env.reset(seed=1)
+        for length in range(1, 1000):
+            _, _, terminated, truncated, _ = env.step(np.zeros(17, np.float32))
+            if terminated:
+                break
+            if truncated:
+                env.reset()
+        lengths.append(length)
+        observation, info = env.reset()
+        assert observation[0] > 0.0, "after a fall it stands again"
+        assert info["flag"] == 0
+    assert lengths[0] == lengths[1] > TIMEOUT
+
+    limited = EpisodePerFlag(gym.make(FLAGRUN, max_episode_steps=TIMEOUT - 1, **STANDS))
+    limited.reset(seed=1)
+    for action in actions(TIMEOUT - 1):
+        *_, truncated, info = limited.step(action)
+    assert truncated
+    assert info["flag"] == 1
+    assert limited.reset()[1]["flag"] == 0, "flag and time limit end in the same step: the task begins anew"
 
 
-def test_nothing_but_the_angle_is_changed() -> None:
-    env = CompressTargetAngle(Scripted())
-    plain = env.unwrapped
-    plain.angle = 2.0  # type: ignore[attr-defined]
-    before = plain.observation()  # type: ignore[attr-defined]
-    observation, *rest = env.step(np.zeros(17, np.float32))
-    assert rest == [1.5, False, False, {"told": 1}]
-    others = [index for index in range(OBSERVATION_SIZE) if index not in (1, 2)]
-    np.testing.assert_array_equal(observation[others], before[others])
-    assert observation.dtype == np.float32
+@pytest.mark.parametrize("arguments", [{"seed": 3}, {"options": {}}])
+def test_a_seed_or_options_start_the_task_anew(arguments: dict[str, Any]) -> None:
+    wrapped = EpisodePerFlag(gym.make(FLAGRUN, **STANDS))
+    wrapped.reset(seed=3)
+    while not wrapped.step(np.zeros(17, np.float32))[3]:
+        pass
+    assert wrapped.reset(**arguments)[1]["flag"] == 0
 
 
-def test_on_the_task() -> None:
-    env = gym.make(FLAGRUN, straight_probability=0.0)
-    wrapped = CompressTargetAngle(gym.make(FLAGRUN, straight_probability=0.0))
-    rng = np.random.default_rng(0)
-    there, here = env.reset(seed=3)[0], wrapped.reset(seed=3)[0]
-    changed = 0
-    for _ in range(20):
-        angle = atan2(there[1], there[2])
-        assert abs(atan2(here[1], here[2])) <= min(0.4, max(abs(angle), 0.2)) + 1e-6
-        changed += not np.array_equal(there, here)
-        action = rng.uniform(-1.0, 1.0, 17).astype(np.float32)
-        there, *others = env.step(action)
-        here, *same = wrapped.step(action)
-        assert others == same
-    assert changed
-    assert wrapped.get_wrapper_attr("mirror_symmetry") == MIRROR_SYMMETRY
+def test_in_a_training() -> None:
+    def wrap(env: gym.Env[Any, Any]) -> gym.Env[Any, Any]:
+        return EpisodePerFlag(env)
+
+    env = make_vec_env(FLAGRUN, 2, seed=0, env_kwargs=STANDS | {"max_episode_steps": 20}, wrapper_class=wrap)
+    model = PPOClipPaper("MlpPolicy", env, n_steps=40, batch_size=80, n_epochs=1, mirror_symmetry=True, seed=0)
+    model.learn(80)
+    # Flags change after 6, 13 and 20 steps, the last with the episode. Monitor tells of whole episodes.
+    starts = model.rollout_buffer.episode_starts.reshape(40, 2)
+    np.testing.assert_array_equal(np.flatnonzero(starts[:, 0]), [0, 6, 13, 20, 26, 33])
+    assert [episode["l"] for episode in model.ep_info_buffer or ()] == [20, 20, 20, 20]
+    _, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)
+    assert lengths == [20, 20]
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"limit": 4.0}, r"limit must be a number from 0 to π, rad; got 4\.0"),
-        ({"limit": -0.1}, "limit must be"),
-        ({"limit": "0.4"}, "limit must be"),
-        ({"knee": 0.5}, r"knee must be a number from 0 to limit \(0\.4\), rad; got 0\.5"),
-        ({"knee": -0.1}, "knee must be"),
-    ],
-)
-def test_bad_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        CompressTargetAngle(Scripted(), **arguments)
-
-
-def test_another_observation_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"env must be a humanoid's task, with observations of shape \(44,\); got Box"):
-        CompressTargetAngle(gym.make("Pendulum-v1"))
+def test_another_task_is_refused() -> None:
+    for name in ("RoboschoolHumanoid-v1", "Pendulum-v1"):
+        with pytest.raises(ValueError, match="env must be a flagrun task, such as RoboschoolHumanoidFlagrun-v1; got <"):
+            EpisodePerFlag(gym.make(name))
