@@ -205,6 +205,18 @@ def test_no_folder_is_said(room: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "there is no folder nowhere" in capsys.readouterr().err
 
 
+def test_wrappers_of_training_alone_are_not_played_with() -> None:
+    per_flag, other = "sb3_ppo_variants.envs.wrappers.EpisodePerFlag", "gymnasium.wrappers.NormalizeReward"
+    for settings, expected in [
+        ({"env_wrapper": per_flag}, {}),
+        ({"env_wrapper": [{per_flag: {}}], "frame_stack": 2}, {"frame_stack": 2}),
+        ({"env_wrapper": [other, per_flag]}, {"env_wrapper": [other]}),
+        ({"env_wrapper": {other: {"gamma": 0.9}}, "n_steps": 8}, {"env_wrapper": {other: {"gamma": 0.9}}}),
+        ({"env_wrapper": None, "vec_env_wrapper": []}, {}),
+    ]:
+        assert package.wrapping_to_play(settings) == expected
+
+
 def test_an_agent_with_wrappers_of_ones_own_is_not_packaged(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(room / "trained_agents" / "Pendulum-v1")
     edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "foreign.Wrapper"})

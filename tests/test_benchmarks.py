@@ -185,3 +185,18 @@ def test_soak_kills_and_counts() -> None:
     printed = run("soak.py", "--minutes", "0.2", "--envs", "2", "--kill-every", "4")
     assert "FAIL" not in printed
     assert printed.count("ok   ") == 10
+
+
+def test_advantages_without_the_errors_of_new_flags() -> None:
+    flag_changes = benchmark("flag_changes")
+    errors = np.array([[1.0, 0.0], [2.0, 0.0], [4.0, 8.0]])
+    ends = np.array([[False, False], [True, False], [False, False]])
+    advantages = flag_changes.gae(errors, ends, 0.5)
+    np.testing.assert_allclose(advantages, [[2.0, 2.0], [2.0, 4.0], [4.0, 8.0]])
+    callback = flag_changes.FlagChanges()
+    callback.locals = {"infos": [{"flag": 0}, {"flag": 3}]}
+    callback._on_rollout_start()
+    for flags in ((0, 3), (1, 3), (1, 0)):
+        callback.locals["infos"] = [{"flag": flag} for flag in flags]
+        callback._on_step()
+    np.testing.assert_array_equal(callback.changes(), [[False, False], [True, False], [False, True]])

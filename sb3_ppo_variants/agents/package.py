@@ -38,7 +38,8 @@ from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all, folder_name
 from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, start_flags, without_places
-from sb3_ppo_variants.safe_yaml import load_run_yaml
+from sb3_ppo_variants.safe_yaml import WRAPPER_KEYS, load_run_yaml
+from sb3_ppo_variants.schema import names_in
 from sb3_ppo_variants.zoo import VEC_ENV_KEY, shipped_settings
 
 FILM_SECONDS = 10.0
@@ -46,6 +47,8 @@ CUSTOM_RECIPE = "custom"
 """what settings are called that no recipe has"""
 _OF_THE_RUN = {"n_timesteps": None, VEC_ENV_KEY: None}
 """settings that are no recipe's: its length, and which processes step the environments, with the same results"""
+TRAINING_WRAPPERS = ("sb3_ppo_variants.envs.wrappers.EpisodePerFlag",)
+"""wrappers that an agent plays without: they cut its training into episodes and change nothing that it observes"""
 SCORED_WITH = ("sb3-ppo-variants", "stable_baselines3", "torch", "numpy", "gymnasium", "pybullet")
 TRAINED_WITH = ("Python", "Stable-Baselines3", "PyTorch", "Numpy", "Gymnasium")
 """of the lines that SB3 writes into a model's zip"""
@@ -88,6 +91,19 @@ class Trained(NamedTuple):
     versions: dict[str, str]
 
 
+def wrapping_to_play(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run's settings those that its agent needs to see the task as it did."""
+    wrapping = {key: settings[key] for key in WRAPPING_KEYS if settings.get(key) is not None}
+    for key in wrapping.keys() & set(WRAPPER_KEYS):
+        wrappers = wrapping[key] if isinstance(wrapping[key], list) else [wrapping[key]]
+        kept = [
+            wrapper for wrapper, name in zip(wrappers, names_in(wrappers), strict=True) if name not in TRAINING_WRAPPERS
+        ]
+        if kept != wrappers:
+            wrapping[key] = kept
+    return {key: value for key, value in wrapping.items() if value != []}
+
+
 def package(
     run: Path,
     agents: Path,
@@ -114,7 +130,7 @@ def package(
     :raises ValueError: for a run that cannot be packaged; says what it lacks
     """
     known = read_run_to_package(run)
-    wrapping = {key: known.settings[key] for key in WRAPPING_KEYS if known.settings.get(key) is not None}
+    wrapping = wrapping_to_play(known.settings)
     check_wrappers(wrapping)
     recipe = recipe or known.recipe
     trained = _read_zip(run / ("best_model.zip" if load_best else f"{known.name}.zip"))

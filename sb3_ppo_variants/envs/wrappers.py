@@ -16,11 +16,11 @@ Observation = NDArray[np.float32]
 class EpisodePerFlag(gym.Wrapper[Observation, Observation, Observation, Observation], RecordConstructorArgs):
     """Ends a training episode of flagrun with each flag; the next one goes on where the robot is, with the next flag.
 
-    Where the next flag comes is chance, and worth as much as a hundred steps of a good or a bad run: in the advantages
-    of a flagrun agent, four fifths of the variance and more are of the flags' changes, and none of what it did. With
-    this wrapper a flag's last step is truncated (by time, as it were), with the observation that it would have had
-    without the next flag, so that an algorithm credits it with γ V of that one. It is to a flag what SB3's
-    ``EpisodicLifeEnv`` is to a life in an Atari game.
+    Where the next flag comes is chance, and worth much: three quarters of the variance of an agent's advantages were
+    new flags', none of it due to what it did (`benchmarks/flag_changes.py`). With this wrapper a flag's last step is
+    truncated (by time, as it were), with the observation that it would have had without the next flag, so that an
+    algorithm credits it with γ V of that one. It is to a flag what SB3's ``EpisodicLifeEnv`` is to a life in an Atari
+    game. What comes after the flag is then left out of what a step is credited with, reaching it included.
 
     Everything else is the task's: the robot falls, and the time limit is reached, after as many steps as without, and
     the observations between the ends are the same, so that an agent needs no wrapper to play. SB3's ``Monitor`` between
