@@ -20,7 +20,7 @@ LAMBDAS = (0.95, 0.9, 0.8)
 
 
 class FlagChanges(BaseCallback):
-    """Records which steps of a rollout brought a new flag, ``(n_steps, n_envs)``."""
+    """Records which steps of a rollout brought a new flag, ``(n_steps, n_envs)``; of the first it cannot tell."""
 
     def _on_rollout_start(self) -> None:
         self.flags: list[list[int]] = []
@@ -31,7 +31,8 @@ class FlagChanges(BaseCallback):
 
     def changes(self) -> NDArray[np.bool_]:
         flags = np.array(self.flags)
-        return np.vstack([np.zeros_like(flags[:1], dtype=bool), flags[1:] != flags[:-1]])
+        # They are counted up, and from 0 in each episode.
+        return np.vstack([np.zeros_like(flags[:1], dtype=bool), flags[1:] > flags[:-1]])
 
 
 def gae(errors: NDArray[np.float64], ends: NDArray[np.bool_], decay: float) -> NDArray[np.float64]:

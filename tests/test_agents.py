@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, cli, demo, load_policy, zoo
 from sb3_ppo_variants.agents import curves, folder, package, scoring
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
 from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.reproduce import figure4, figure5
 
@@ -206,14 +207,15 @@ def test_no_folder_is_said(room: Path, capsys: pytest.CaptureFixture[str]) -> No
 
 
 def test_wrappers_of_training_alone_are_not_played_with() -> None:
-    per_flag, other = "sb3_ppo_variants.envs.wrappers.EpisodePerFlag", "gymnasium.wrappers.NormalizeReward"
-    for settings, expected in [
+    per_flag, other = f"{EpisodePerFlag.__module__}.{EpisodePerFlag.__qualname__}", "gymnasium.wrappers.NormalizeReward"
+    cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"env_wrapper": per_flag}, {}),
         ({"env_wrapper": [{per_flag: {}}], "frame_stack": 2}, {"frame_stack": 2}),
         ({"env_wrapper": [other, per_flag]}, {"env_wrapper": [other]}),
         ({"env_wrapper": {other: {"gamma": 0.9}}, "n_steps": 8}, {"env_wrapper": {other: {"gamma": 0.9}}}),
         ({"env_wrapper": None, "vec_env_wrapper": []}, {}),
-    ]:
+    ]
+    for settings, expected in cases:
         assert package.wrapping_to_play(settings) == expected
 
 

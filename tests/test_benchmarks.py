@@ -199,4 +199,4 @@ def test_advantages_without_the_errors_of_new_flags() -> None:
     for flags in ((0, 3), (1, 3), (1, 0)):
         callback.locals["infos"] = [{"flag": flag} for flag in flags]
         callback._on_step()
-    np.testing.assert_array_equal(callback.changes(), [[False, False], [True, False], [False, True]])
+    np.testing.assert_array_equal(callback.changes(), [[False, False], [True, False], [False, False]])

@@ -92,13 +92,11 @@ class Trained(NamedTuple):
 
 
 def wrapping_to_play(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's settings those that its agent needs to see the task as it did."""
+    """Those of a run's settings that its agent needs to see the task as it did."""
     wrapping = {key: settings[key] for key in WRAPPING_KEYS if settings.get(key) is not None}
     for key in wrapping.keys() & set(WRAPPER_KEYS):
         wrappers = wrapping[key] if isinstance(wrapping[key], list) else [wrapping[key]]
-        kept = [
-            wrapper for wrapper, name in zip(wrappers, names_in(wrappers), strict=True) if name not in TRAINING_WRAPPERS
-        ]
+        kept = [wrapper for wrapper in wrappers if names_in(wrapper)[0] not in TRAINING_WRAPPERS]
         if kept != wrappers:
             wrapping[key] = kept
     return {key: value for key, value in wrapping.items() if value != []}

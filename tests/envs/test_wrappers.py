@@ -13,7 +13,7 @@ from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
 
 FLAGRUN = "RoboschoolHumanoidFlagrun-v1"
 TIMEOUT = 7
-STANDS = {"flag_timeout": TIMEOUT, "minimum_height": 0.0}
+STANDS: dict[str, Any] = {"flag_timeout": TIMEOUT, "minimum_height": 0.0}
 """Keywords of a task with many flags in which nobody falls."""
 
 
@@ -43,7 +43,7 @@ def test_a_flag_ends_an_episode_and_the_task_goes_on() -> None:
         if truncated:
             ends.append(step)
             here, info = wrapped.reset()
-            assert info == told
+            assert info == {name: told[name] for name in ("target", "flag", "flags_reached")}
         np.testing.assert_array_equal(here, there)
     assert ends == [6, 13, 20, 27, 34], "the first flag has a step less"
 
@@ -112,6 +112,52 @@ def test_in_a_training() -> None:
     assert [episode["l"] for episode in model.ep_info_buffer or ()] == [20, 20, 20, 20]
     _, lengths = evaluate_policy(model, env, n_eval_episodes=2, return_episode_rewards=True)
     assert lengths == [20, 20]
+
+
+def test_the_harder_task() -> None:
+    keywords: dict[str, Any] = {"flag_timeout": TIMEOUT, "pose_probabilities": (0.0, 1.0, 0.0)}
+    wrapped = EpisodePerFlag(gym.make("RoboschoolHumanoidFlagrunHarder-v1", **keywords))
+    wrapped.reset(seed=2)
+    ends = []
+    for step, action in enumerate(actions(15), start=1):
+        if wrapped.step(action)[3]:
+            ends.append(step)
+            assert wrapped.reset()[1]["pose"] == "stand_up"
+    assert ends == [6, 13]
+    assert wrapped.get_wrapper_attr("curriculum").outcomes() == [[], [], []], "no episode of the task has ended"
+
+
+def test_a_flag_that_is_reached_ends_an_episode_too() -> None:
+    wrapped = EpisodePerFlag(gym.make(FLAGRUN, flag_radius=100.0, minimum_height=0.0))
+    wrapped.reset(seed=2)
+    for reached in (2, 3):
+        *_, terminated, truncated, info = wrapped.step(np.zeros(17, np.float32))
+        assert (terminated, truncated) == (False, True)
+        assert info["flags_reached"] == reached
+        assert wrapped.reset()[1]["flag"] == reached
+
+
+def test_a_broken_simulations_observation_stays_finite() -> None:
+    wrapped = EpisodePerFlag(gym.make(FLAGRUN, flag_timeout=2, straight_probability=1.0))
+    wrapped.reset(seed=2)
+    task: Any = wrapped.unwrapped
+    task.robot.is_finite = lambda: False
+    read = task.robot.read
+
+    def broken_read() -> None:
+        read()
+        task.robot.roll = np.nan
+
+    task.robot.read = broken_read
+    observation, _, terminated, _, info = wrapped.step(np.zeros(17, np.float32))
+    assert terminated
+    assert info["flag"] == 1
+    assert np.isfinite(observation).all()
+
+
+def test_it_belongs_inside_wrappers_that_change_observations() -> None:
+    with pytest.raises(ValueError, match="env must have the task's own observations: put EpisodePerFlag inside"):
+        EpisodePerFlag(gym.wrappers.FrameStackObservation(gym.make(FLAGRUN), 2))
 
 
 def test_another_task_is_refused() -> None:
