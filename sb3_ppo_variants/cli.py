@@ -231,7 +231,8 @@ COMMANDS = {
         "--recipe NAME takes other settings of zoo_configs: `paper` has the paper's Table 4 as written.\n"
         "--start-from AGENT begins a run with the weights and the normaliser of an exported or a shipped agent.\n"
         "  --start-statistics INDEX:MEAN:VARIANCE ...\n"
-        "                        … but for these components of the observation, which vary more on the new task",
+        "                        … but for these components of the observation, which vary more on the new task\n"
+        "  --start-rescaled      … with weights that follow them, so that the agent acts as before",
     ),
     "enjoy": Command(
         "run a trained agent and print its scores",

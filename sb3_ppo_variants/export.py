@@ -154,6 +154,7 @@ class ExportedPolicy:
         model: BaseAlgorithm,
         count: float = 1e6,
         statistics: Mapping[int, tuple[float, float]] | None = None,
+        rescale: bool = False,
     ) -> None:
         """Let a new model begin with this policy's weights and with the statistics of its observations.
 
@@ -163,6 +164,8 @@ class ExportedPolicy:
         :param count: as of :meth:`vec_normalize`
         :param statistics: mean and variance for some components of an observation of one axis, by index, in place of
             the policy's own: for those that vary more on the new task, and that would saturate the networks otherwise
+        :param rescale: whether the first layers' weights follow those statistics, so that actions and values stay what
+            they were, but for observations that are clipped before or after
         :raises ValueError: if the model is not such, or count or statistics are not allowed; the model is then as it
             was
         """
@@ -180,7 +183,8 @@ class ExportedPolicy:
         if normalizer is not None and normalizes:
             self._require_same_normalizer(normalizer)
         before: Any = deepcopy(model.get_parameters())
-        wanted: Any = {**before, "policy": self.policy.state_dict()}
+        policy = self._rescaled(statistics or {}) if rescale else self.policy
+        wanted: Any = {**before, "policy": policy.state_dict()}
         try:
             model.set_parameters(wanted, device=model.device)
         except (RuntimeError, ValueError) as error:  # of which a part has been loaded
@@ -211,6 +215,22 @@ class ExportedPolicy:
             name = f"the variance of statistics[{index}]"
             require(name, pair[1], "a number > 0", lambda value: 0 < value < math.inf)
 
+    def _rescaled(self, statistics: Mapping[int, tuple[float, float]]) -> ActorCriticPolicy:
+        """A copy that computes from observations normalised with these statistics what the policy does from its own."""
+        rescaled = deepcopy(self.policy)
+        networks = rescaled.mlp_extractor
+        heads = ((networks.policy_net, rescaled.action_net), (networks.value_net, rescaled.value_net))
+        for body, head in heads:
+            layer = body[0] if len(body) else head
+            weight, bias = layer.weight.data.double(), layer.bias.data.double()
+            for index, (mean, variance) in statistics.items():
+                own_mean, own_variance = (float(values[index]) for values in self._statistics[""][:2])
+                bias += weight[:, index] * (mean - own_mean) / math.sqrt(own_variance)
+                weight[:, index] *= math.sqrt((variance + self._epsilon) / own_variance)
+            layer.weight.data.copy_(weight)
+            layer.bias.data.copy_(bias)
+        return rescaled
+
     def _require_same_normalizer(self, normalizer: VecNormalize) -> None:
         settings: Any = self._description.normalizer
         for name in ("clip_obs", "epsilon", "norm_obs_keys"):
@@ -218,12 +238,15 @@ class ExportedPolicy:
             if sorted(ours or []) != sorted(theirs or []) if name == "norm_obs_keys" else ours != theirs:
                 raise ValueError(f"model's VecNormalize must have {name}={ours!r}, as the policy's; it has {theirs!r}")
 
-    def _hand_on_statistics(self, normalizer: VecNormalize, count: float) -> None:
+    @property
+    def _epsilon(self) -> float:
         assert self._description.normalizer is not None
-        epsilon = self._description.normalizer.epsilon
+        return self._description.normalizer.epsilon
+
+    def _hand_on_statistics(self, normalizer: VecNormalize, count: float) -> None:
         for key, (mean, variance, _) in self._statistics.items():
             running = normalizer.obs_rms[key] if isinstance(normalizer.obs_rms, dict) else normalizer.obs_rms
-            running.mean, running.var, running.count = mean.copy(), variance - epsilon, count
+            running.mean, running.var, running.count = mean.copy(), variance - self._epsilon, count
 
     def graph(self) -> ActionGraph:
         """:meth:`predict` with ``deterministic=True`` as a graph of tensors, for tracers of your own; on the CPU."""

@@ -42,7 +42,7 @@ LENGTH_FLAGS = (("-n", "--n-timesteps"),)
 SEED_FLAG = (("--seed",),)
 # Ours, of a new run alone.
 START_FLAG, RECIPE_FLAG = "--start-from", "--recipe"
-STATISTICS_FLAG = "--start-statistics"
+STATISTICS_FLAG, RESCALE_FLAG = "--start-statistics", "--start-rescaled"
 OUR_RECIPE = "ours"
 """the settings that train without a flag; other recipes are folders of ``zoo_configs``"""
 
@@ -63,6 +63,8 @@ class RunOptions(NamedTuple):
     """an agent whose weights a new run begins with"""
     start_statistics: Mapping[int, tuple[float, float]] = MappingProxyType({})
     """mean and variance of components of the observation, in place of that agent's"""
+    start_rescaled: bool = False
+    """whether that agent's first layers follow them, so that it acts as before"""
     recipe: str | None = None
     """the shipped settings to take; None: :data:`OUR_RECIPE`, or what ``--conf-file`` names"""
 
@@ -92,7 +94,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
     if flags.recipe is not None and len(without_flags([CONFIG_FLAG], rest)) < len(rest):
         raise ValueError(f"{RECIPE_FLAG} and --conf-file both name a file of settings: give one of them")
     begun = [] if flags.start_from is None else [START_FLAG, str(flags.start_from.absolute())]
-    begun += [STATISTICS_FLAG, *flags.start_statistics] if flags.start_statistics else []
+    begun += _statistics_flags(flags)
     begun += [] if flags.recipe is None else [RECIPE_FLAG, flags.recipe]
     settings, kept = None, [*rest, *begun]
     if flags.resume is not None:
@@ -101,7 +103,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         settings, kept = run.settings, run.arguments
         flags_of_run, rest_of_run = parser.parse_known_args(kept)
         flags.start_from, flags.recipe = flags_of_run.start_from, flags_of_run.recipe
-        flags.start_statistics = flags_of_run.start_statistics
+        flags.start_statistics, flags.start_rescaled = flags_of_run.start_statistics, flags_of_run.start_rescaled
         rest = rest_of_run + rest
     elif flags.until is not None or flags.stretch_schedules:
         flag = "--until" if flags.until is not None else "--stretch-schedules"
@@ -111,6 +113,8 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         kept, rest = without_flags(LENGTH_FLAGS, kept) + length, rest + length
     if flags.start_statistics and flags.start_from is None:
         raise ValueError(f"{STATISTICS_FLAG} goes with {START_FLAG}, whose statistics it replaces")
+    if flags.start_rescaled and not flags.start_statistics:
+        raise ValueError(f"{RESCALE_FLAG} goes with {STATISTICS_FLAG}, which the weights follow")
     options = RunOptions(
         flags.resume,
         flags.until,
@@ -120,6 +124,7 @@ def read_options(program: str, arguments: Sequence[str]) -> tuple[RunOptions, li
         kept,
         flags.start_from,
         _read_statistics(flags.start_statistics),
+        flags.start_rescaled,
         flags.recipe,
     )
     return options, rest
@@ -130,8 +135,15 @@ def _flags_of_beginnings() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument(START_FLAG, type=Path)
     parser.add_argument(STATISTICS_FLAG, nargs="+", default=[])
+    parser.add_argument(RESCALE_FLAG, action="store_true")
     parser.add_argument(RECIPE_FLAG)
     return parser
+
+
+def _statistics_flags(flags: argparse.Namespace) -> list[str]:
+    """The arguments that tell what a run did with the statistics of the agent that it began with."""
+    statistics = [STATISTICS_FLAG, *flags.start_statistics] if flags.start_statistics else []
+    return statistics + ([RESCALE_FLAG] if flags.start_rescaled else [])
 
 
 def _read_statistics(values: Sequence[str]) -> dict[int, tuple[float, float]]:
@@ -172,7 +184,7 @@ def modules_of(arguments: Sequence[str]) -> tuple[str, ...]:
 def without_places(arguments: Sequence[str]) -> list[str]:
     """A run's arguments without where things lie on its machine: an agent that it began with by its name alone."""
     begun = start_flags(arguments)
-    return [*without_flags([*PLACE_FLAGS, (START_FLAG,), (STATISTICS_FLAG,)], arguments), *begun]
+    return [*without_flags([*PLACE_FLAGS, (START_FLAG,), (STATISTICS_FLAG,), (RESCALE_FLAG,)], arguments), *begun]
 
 
 def start_flags(arguments: Sequence[str]) -> list[str]:
@@ -180,8 +192,7 @@ def start_flags(arguments: Sequence[str]) -> list[str]:
     flags, _ = _flags_of_beginnings().parse_known_args(list(arguments))
     if flags.start_from is None:
         return []
-    statistics = [STATISTICS_FLAG, *flags.start_statistics] if flags.start_statistics else []
-    return [START_FLAG, flags.start_from.name, *statistics]
+    return [START_FLAG, flags.start_from.name, *_statistics_flags(flags)]
 
 
 def _require_resume_flags(program: str, arguments: list[str]) -> None:
@@ -248,5 +259,5 @@ def without_flags(flags: Sequence[Sequence[str]], arguments: Sequence[str]) -> l
     """The arguments without some flags and their values."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for names in flags:
-        parser.add_argument(*names, nargs="+", dest=names[0])
+        parser.add_argument(*names, nargs="*", dest=names[0])
     return parser.parse_known_args(list(arguments))[1]

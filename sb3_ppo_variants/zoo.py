@@ -365,7 +365,8 @@ class _OurExperiments(ExperimentManager):
 
         if not is_ours(self.algo):
             raise ValueError(f"--start-from is for our algorithms ({', '.join(ALGORITHMS)}); got {self.algo}")
-        load_policy(options.start_from, "cpu").start(made[0], statistics=options.start_statistics)
+        agent = load_policy(options.start_from, "cpu")
+        agent.start(made[0], statistics=options.start_statistics, rescale=options.start_rescaled)
         print(f"Starting from the agent in {options.start_from}")
 
     def read_hyperparameters(self) -> tuple[dict[str, Any], dict[str, Any]]:

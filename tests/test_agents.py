@@ -231,13 +231,13 @@ def test_a_card_tells_no_places_and_how_to_wrap(room: Path) -> None:
     edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "gymnasium.wrappers.NormalizeReward"})
     arguments = json.loads(Path(PENDULUM, "run.json").read_text())["arguments"]
     places = ["-f", str(room / "logs"), "--start-from", str(room / "agents" / "Other-v1"), "--env-kwargs", "g:9 .8"]
-    places += ["--start-statistics", "0:0:0.5", "1:0:0.5"]
+    places += ["--start-statistics", "0:0:0.5", "1:0:0.5", "--start-rescaled"]
     edit(Path(PENDULUM, "run.json"), arguments=[*arguments, *places])
     assert cli.main(["package", "--run", PENDULUM, "--episodes", "1", "--no-film"]) == 0
     agent = folder.require_agent("Pendulum-v1", Path("trained_agents"))
     card = (agent.folder / "README.md").read_text()
     assert str(room) not in card + (agent.folder / "agent.json").read_text()
-    start = "--start-from Other-v1 --start-statistics 0:0:0.5 1:0:0.5"
+    start = "--start-from Other-v1 --start-statistics 0:0:0.5 1:0:0.5 --start-rescaled"
     assert f"--env-kwargs 'g:9 .8' {start}`." in card
     assert f" --seed 3 {start}\n" in (agent.folder / "config.yml").read_text()
     assert agent.recipe == "custom, from Other-v1"

@@ -507,6 +507,8 @@ def test_a_run_starts_from_an_agent_and_so_does_its_resumption(
     [
         (["--start-from", "nowhere"], "nowhere"),
         (["--start-statistics", "1:0:1"], "--start-statistics goes with --start-from"),
+        (["--start-from", "a", "--start-rescaled"], "--start-rescaled goes with --start-statistics"),
+        (["--resume", "run", "--start-rescaled"], "--start-rescaled cannot be given with --resume"),
         (["--start-from", "a", "--start-statistics", "1:0"], "--start-statistics must be INDEX:MEAN:VARIANCE ..."),
         (["--start-from", "a", "--start-statistics", "x:0:1"], "--start-statistics must be INDEX:MEAN:VARIANCE ..."),
         (["--start-from", "a", "--start-statistics", "1:0:1", "1:0:2"], "--start-statistics must have each index once"),

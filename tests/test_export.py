@@ -225,6 +225,29 @@ def test_a_new_model_takes_other_statistics_of_some_components(tmp_path: Path) -
     np.testing.assert_allclose(np.delete(after.obs_rms.var, 2), np.delete(before.obs_rms.var, 2))
 
 
+@pytest.mark.parametrize("net_arch", [[16, 8], [], {"pi": [4], "vf": []}])
+def test_weights_that_follow_other_statistics_act_as_before(net_arch: Any, tmp_path: Path) -> None:
+    case = Case(normalize={"clip_obs": 50.0}, policy_kwargs={"net_arch": net_arch})
+    export_policy(make_model(case), tmp_path)
+    exported = load_policy(tmp_path)
+    before = {name: tensor.clone() for name, tensor in exported.policy.state_dict().items()}
+    statistics = {0: (0.3, 2.0), 2: (-1.0, 0.2)}
+    raw = observations(case.observations, 64)
+    outputs = []
+    for arguments in ({}, {"statistics": statistics}, {"statistics": statistics, "rescale": True}):
+        model = with_other_weights(case)
+        exported.start(model, **arguments)
+        seen = th.as_tensor(seen_by(model, raw), dtype=th.float32)
+        with th.no_grad():
+            outputs.append((model.policy.get_distribution(seen).mode(), model.policy.predict_values(seen)))
+    for own, replaced, rescaled in zip(*outputs, strict=True):
+        assert not th.allclose(own, replaced, atol=1e-2)
+        th.testing.assert_close(own, rescaled, atol=1e-4, rtol=1e-4)
+    normalizer: Any = unwrap_vec_normalize(model.get_env())
+    assert {i: (normalizer.obs_rms.mean[i], normalizer.obs_rms.var[i]) for i in statistics} == statistics
+    assert all(th.equal(tensor, before[name]) for name, tensor in exported.policy.state_dict().items())
+
+
 @pytest.mark.parametrize(
     ("name", "statistics", "message"),
     [
