@@ -221,7 +221,7 @@ class ExportedPolicy:
         networks = rescaled.mlp_extractor
         heads = ((networks.policy_net, rescaled.action_net), (networks.value_net, rescaled.value_net))
         for body, head in heads:
-            layer = body[0] if len(body) else head
+            layer: Any = body[0] if len(body) else head
             weight, bias = layer.weight.data.double(), layer.bias.data.double()
             for index, (mean, variance) in statistics.items():
                 own_mean, own_variance = (float(values[index]) for values in self._statistics[""][:2])

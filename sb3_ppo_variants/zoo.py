@@ -30,7 +30,7 @@ from sb3_ppo_variants.arguments import check_names, shown
 from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.resume.names import BundleError, bundle_paths
 from sb3_ppo_variants.runs import OUR_RECIPE, RunOptions, write_run
-from sb3_ppo_variants.safe_yaml import load_yaml, parse_yaml, read_expression
+from sb3_ppo_variants.safe_yaml import WRAPPER_KEYS, load_yaml, parse_yaml, read_expression
 
 if TYPE_CHECKING:
     import optuna
@@ -63,6 +63,8 @@ VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
 BEST_FOLDER = "best"
 NORMALISER = "vecnormalize.pkl"
+# An agent plays without them: they cut its training into episodes and change nothing that it observes.
+TRAINING_WRAPPERS = ("sb3_ppo_variants.envs.wrappers.EpisodePerFlag",)
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.
@@ -821,9 +823,23 @@ def playing(exported: Exported) -> Iterator[None]:
                 names["get_model_path"] = original
 
 
+def without_training_wrappers(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings to play with: all but what :data:`TRAINING_WRAPPERS` names."""
+    played = dict(settings)
+    for key in played.keys() & set(WRAPPER_KEYS):
+        wrappers = played[key] if isinstance(played[key], list) else [played[key]]
+        kept = [wrapper for wrapper in wrappers if schema.names_in(wrapper)[0] not in TRAINING_WRAPPERS]
+        if kept != wrappers:
+            played[key] = kept
+    return played
+
+
 @contextmanager
-def _normaliser_of_the_model(arguments: list[str]) -> Iterator[None]:
-    """Have rl_zoo3's scripts play the best model with the normaliser that was saved with it, not with the last one."""
+def _playing_a_run(arguments: list[str]) -> Iterator[None]:
+    """Have rl_zoo3's scripts play a run as it is meant.
+
+    Without its training wrappers, and the best model with the normaliser that was saved with it, not with the last one.
+    """
     import rl_zoo3.enjoy
     import rl_zoo3.utils
 
@@ -834,10 +850,11 @@ def _normaliser_of_the_model(arguments: list[str]) -> Iterator[None]:
     flags, _ = parser.parse_known_args(arguments)
     original = rl_zoo3.utils.get_saved_hyperparams
 
-    def of_the_best(stats_path: str, *rest: Any, **keywords: Any) -> Any:
-        hyperparams, found = original(stats_path, *rest, **keywords)
+    def to_play(stats_path: str, *rest: Any, **keywords: Any) -> Any:
+        saved, found = original(stats_path, *rest, **keywords)
+        hyperparams = without_training_wrappers(saved)
         best = Path(stats_path, BEST_FOLDER)
-        if found is None or not hyperparams.get("normalize"):
+        if not flags.load_best or found is None or not hyperparams.get("normalize"):
             return hyperparams, found
         if (best / NORMALISER).is_file():
             return hyperparams, str(best)
@@ -845,9 +862,9 @@ def _normaliser_of_the_model(arguments: list[str]) -> Iterator[None]:
         return hyperparams, found
 
     # Each script has its own reference.
-    places = [vars(script) for script in (rl_zoo3, rl_zoo3.enjoy, rl_zoo3.utils)] if flags.load_best else []
+    places = [vars(script) for script in (rl_zoo3, rl_zoo3.enjoy, rl_zoo3.utils)]
     for names in places:
-        names["get_saved_hyperparams"] = of_the_best
+        names["get_saved_hyperparams"] = to_play
     try:
         yield
     finally:
@@ -857,13 +874,13 @@ def _normaliser_of_the_model(arguments: list[str]) -> Iterator[None]:
 
 def enjoy(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.enjoy`` with these arguments."""
-    with _command_line(program, arguments), _normaliser_of_the_model(arguments):
+    with _command_line(program, arguments), _playing_a_run(arguments):
         importlib.import_module("rl_zoo3.enjoy").enjoy()
 
 
 def record(program: str, arguments: list[str]) -> None:
     """Run ``rl_zoo3.record_video``, a script without a function, with these arguments."""
-    with _normaliser_of_the_model(arguments):
+    with _playing_a_run(arguments):
         _run_script("rl_zoo3.record_video", program, arguments)
 
 
@@ -892,7 +909,7 @@ def push_to_hub(program: str, arguments: list[str]) -> None:
             return made
 
         integration.generate_metadata = generate_metadata
-    with _normaliser_of_the_model(arguments):
+    with _playing_a_run(arguments):
         _run_script("rl_zoo3.push_to_hub", program, arguments)
 
 

@@ -219,6 +219,26 @@ def test_wrappers_of_training_alone_are_not_played_with() -> None:
         assert package.wrapping_to_play(settings) == expected
 
 
+def test_a_run_with_a_training_wrapper_plays_whole_episodes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    task = "RoboschoolHumanoidFlagrun-v1"
+    wrapper = f"{EpisodePerFlag.__module__}.{EpisodePerFlag.__qualname__}"
+    settings = [f"env_wrapper:['{wrapper}']", "n_envs:1", "vec_env:dummy", "n_steps:64", "batch_size:64", "n_epochs:1"]
+    episodes = ["--env-kwargs", "max_episode_steps:60", "flag_timeout:20", "minimum_height:0.0"]
+    training = ["train", "--env", task, "-n", "64", "--no-progress", *episodes, "-params", *settings]
+    assert cli.main(training) == 0
+    capsys.readouterr()
+    assert cli.main(["enjoy", "--env", task, "-f", "logs", "-n", "60", "--no-render"]) == 0
+    assert "Episode Length 60" in capsys.readouterr().out
+    run = f"logs/ppo_clip_paper/{task}_1"
+    assert cli.main(["package", "--run", run, "-o", "agents", "--episodes", "1", "--no-film"]) == 0
+    agent = folder.require_agent(task, Path("agents"))
+    assert agent.wrapping == {}
+    assert wrapper in (agent.folder / "config.yml").read_text()
+
+
 def test_an_agent_with_wrappers_of_ones_own_is_not_packaged(room: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = contents(room / "trained_agents" / "Pendulum-v1")
     edit(Path(PENDULUM, "run.json"), settings={"env_wrapper": "foreign.Wrapper"})

@@ -38,17 +38,14 @@ from sb3_ppo_variants.arguments import check_names
 from sb3_ppo_variants.export_command import ALGORITHM_CLASSES, export_run
 from sb3_ppo_variants.files import atomic_write, atomic_write_all, folder_name
 from sb3_ppo_variants.runs import RUN_FILE, begun_with, modules_of, read_run, start_flags, without_places
-from sb3_ppo_variants.safe_yaml import WRAPPER_KEYS, load_run_yaml
-from sb3_ppo_variants.schema import names_in
-from sb3_ppo_variants.zoo import VEC_ENV_KEY, shipped_settings
+from sb3_ppo_variants.safe_yaml import load_run_yaml
+from sb3_ppo_variants.zoo import VEC_ENV_KEY, shipped_settings, without_training_wrappers
 
 FILM_SECONDS = 10.0
 CUSTOM_RECIPE = "custom"
 """what settings are called that no recipe has"""
 _OF_THE_RUN = {"n_timesteps": None, VEC_ENV_KEY: None}
 """settings that are no recipe's: its length, and which processes step the environments, with the same results"""
-TRAINING_WRAPPERS = ("sb3_ppo_variants.envs.wrappers.EpisodePerFlag",)
-"""wrappers that an agent plays without: they cut its training into episodes and change nothing that it observes"""
 SCORED_WITH = ("sb3-ppo-variants", "stable_baselines3", "torch", "numpy", "gymnasium", "pybullet")
 TRAINED_WITH = ("Python", "Stable-Baselines3", "PyTorch", "Numpy", "Gymnasium")
 """of the lines that SB3 writes into a model's zip"""
@@ -94,12 +91,7 @@ class Trained(NamedTuple):
 def wrapping_to_play(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Those of a run's settings that its agent needs to see the task as it did."""
     wrapping = {key: settings[key] for key in WRAPPING_KEYS if settings.get(key) is not None}
-    for key in wrapping.keys() & set(WRAPPER_KEYS):
-        wrappers = wrapping[key] if isinstance(wrapping[key], list) else [wrapping[key]]
-        kept = [wrapper for wrapper in wrappers if names_in(wrapper)[0] not in TRAINING_WRAPPERS]
-        if kept != wrappers:
-            wrapping[key] = kept
-    return {key: value for key, value in wrapping.items() if value != []}
+    return {key: value for key, value in without_training_wrappers(wrapping).items() if value != []}
 
 
 def package(
