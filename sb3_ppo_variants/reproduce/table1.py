@@ -343,7 +343,11 @@ def draw_scores(table: Table1) -> Any:
             )  # fmt: skip
             continue
         if not math.isnan(line.ours.low):
-            axes.plot([line.ours.low, line.ours.high], [place, place], color=color, linewidth=2.5, alpha=0.5)
+            ends = [max(line.ours.low, left), line.ours.high]
+            axes.plot(ends, [place, place], color=color, linewidth=2.5, alpha=0.5)
+        if line.ours.low < LOWEST_DRAWN:
+            axes.plot(left + 0.02, place, "<", color=color, markersize=6)
+            axes.text(left + 0.05, place - 0.2, f"down to {number(line.ours.low)}", fontsize=7)
         axes.plot(mean, place, "o", color=color, markersize=7, zorder=2)
     axes.plot([], [], "o", color="0.3", label="ours, 95 % interval")
     axes.plot([], [], "D", color="none", markeredgecolor="black", label="paper")
@@ -351,7 +355,8 @@ def draw_scores(table: Table1) -> Any:
     axes.set_ylim(len(table.lines) - 0.5, -0.5)  # the first on top
     axes.axvline(0, color="0.7", linewidth=0.8, zorder=0)
     lowest = min(0.0, *(line.paper for line in table.lines), *_drawn(table))
-    axes.set_xlim(left if any(line.ours.mean < LOWEST_DRAWN for line in table.lines) else lowest - 0.1, 1.05)
+    reaches_out = any(value < LOWEST_DRAWN for line in table.lines for value in (line.ours.mean, line.ours.low))
+    axes.set_xlim(left if reaches_out else lowest - 0.1, 1.05)
     axes.set_xlabel("mean normalised score (random policy = 0, best run = 1)")
     axes.grid(axis="x", alpha=0.25)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)

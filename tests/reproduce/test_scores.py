@@ -14,6 +14,7 @@ from sb3_ppo_variants.reproduce.random_policy import RandomReturn, measure, rand
 from sb3_ppo_variants.reproduce.results import Results
 from sb3_ppo_variants.reproduce.scores import means, normalized, rank_correlation, ranks
 from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, TABLE_1_SETTINGS, Run, selected
+from sb3_ppo_variants.reproduce.tables import number
 from tests.reproduce.pretended import TASKS, pretend, row_of
 
 # Two settings, two seeds, two tasks.
@@ -169,6 +170,18 @@ def test_a_table_with_missing_runs_says_so() -> None:
     assert table.missing == 2
     assert "Not complete: 2 runs missing" in table1.described(table)
     assert table1.draw_scores(table)
+
+
+def test_what_lies_beyond_the_axis_is_told_in_the_picture() -> None:
+    for worst, below in ((-180.0, "down to {low}"), (-300.0, "{mean}")):
+        table = table_of({**SCORES, ("none", 1): (worst, -6.0)})
+        ours = table.lines[0].ours
+        assert ours.low < table1.LOWEST_DRAWN
+        (axes,) = table1.draw_scores(table).axes
+        (text,) = axes.texts
+        assert text.get_text() == below.format(low=number(ours.low), mean=number(ours.mean))
+        assert axes.get_xlim()[0] == pytest.approx(table1.LOWEST_DRAWN - 0.1)
+    assert not table1.draw_scores(table_of(SCORES)).axes[0].texts
 
 
 def test_a_table_without_a_scale_says_so() -> None:
