@@ -258,7 +258,7 @@ def test_a_card_tells_no_places_and_how_to_wrap(room: Path) -> None:
     card = (agent.folder / "README.md").read_text()
     assert str(room) not in card + (agent.folder / "agent.json").read_text()
     start = "--start-from Other-v1 --start-statistics 0:0:0.5 1:0:0.5 --start-rescaled"
-    assert f"--env-kwargs 'g:9 .8' {start}`." in card
+    assert f"--env-kwargs 'g:9 .8' {start}` (" in card
     assert f" --seed 3 {start}\n" in (agent.folder / "config.yml").read_text()
     assert agent.recipe == "custom, from Other-v1"
     program = card.partition("```python\n")[2].partition("```")[0]

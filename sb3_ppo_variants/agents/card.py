@@ -47,7 +47,10 @@ def _text(agent: Agent, has_film: bool) -> str:
     name = folder_name(agent.env_id)
     modules = modules_of(agent.arguments or [])
     packages = f" --gym-packages {' '.join(modules)}" if modules else ""
-    trained = f"Begun with: `ppo-variants train {shlex.join(agent.arguments)}`." if agent.arguments is not None else ""
+    trained = ""
+    if agent.arguments is not None:
+        command = f"ppo-variants train {shlex.join(agent.arguments)}"
+        trained = f"Trained by: `{command}` (`-n` is of the last `--until`, if there was one)."
     return f"""\
 # {agent.algorithm} on {agent.env_id}
 
