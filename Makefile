@@ -37,7 +37,7 @@ type: $(VENV)/.dev
 
 BENCHMARKS := update_throughput env_throughput train_throughput render_rate vec_env_overhead many_throughput tuning_overhead
 
-bench: $(VENV)/.bench  ## every speed claim of README and docs, beside its peer
+bench: $(VENV)/.bench  ## the speed claims of README and docs/scaling.md, beside their peers
 	for name in $(BENCHMARKS); do echo "== $$name"; $(VENV)/bin/python -u benchmarks/$$name.py || exit 1; done
 
 wheel-test: $(VENV)/.dev  ## install the built wheel in an empty environment and use it in an empty folder

@@ -26,6 +26,7 @@ from stable_baselines3.common.policies import (
     ActorCriticPolicy,
     MultiInputActorCriticPolicy,
 )
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.torch_layers import CombinedExtractor, FlattenExtractor, NatureCNN
 from stable_baselines3.common.utils import get_device
 from stable_baselines3.common.vec_env import (
@@ -55,6 +56,7 @@ from sb3_ppo_variants.export_files import (
 )
 from sb3_ppo_variants.export_format import Description, NormalizerSettings, PolicySettings
 from sb3_ppo_variants.export_graph import ActionGraph, run_onnx, run_torchscript, to_onnx, to_torchscript
+from sb3_ppo_variants.symmetry import MirrorSymmetry, symmetrize_statistics
 
 __all__ = ["FORMATS", "ExportError", "ExportedPolicy", "export_policy", "load_policy"]
 
@@ -166,11 +168,11 @@ class ExportedPolicy:
             the policy's own: for those that vary more on the new task, and that would saturate the networks otherwise
         :param rescale: whether the first layers' weights follow those statistics, so that actions and values stay what
             they were, but for observations that are clipped before or after
-        :raises ValueError: if the model is not such, or count or statistics are not allowed; the model is then as it
-            was
+        :raises ValueError: if the model is not such, or count, statistics or rescale are not allowed; the model is then
+            as it was
         """
         require("count", count, "a number > 0", lambda value: 0 < value < math.inf)
-        self._require_statistics(statistics or {})
+        self._require_statistics(statistics or {}, rescale)
         for name in ("observation_space", "action_space"):
             ours, theirs = getattr(self, name), getattr(model, name)
             if ours.shape != theirs.shape or type(ours) is not type(theirs):
@@ -183,7 +185,7 @@ class ExportedPolicy:
         if normalizer is not None and normalizes:
             self._require_same_normalizer(normalizer)
         before: Any = deepcopy(model.get_parameters())
-        policy = self._rescaled(statistics or {}) if rescale else self.policy
+        policy = self._rescaled(statistics or {}, model) if rescale else self.policy
         wanted: Any = {**before, "policy": policy.state_dict()}
         try:
             model.set_parameters(wanted, device=model.device)
@@ -196,11 +198,13 @@ class ExportedPolicy:
             for index, (mean, variance) in (statistics or {}).items():
                 running.mean[index], running.var[index] = mean, variance
 
-    def _require_statistics(self, statistics: Mapping[int, tuple[float, float]]) -> None:
-        """Check what is to replace the policy's own statistics.
+    def _require_statistics(self, statistics: Mapping[int, tuple[float, float]], rescale: bool) -> None:
+        """Check what is to replace the policy's own statistics, and whether weights can follow it.
 
         :raises ValueError: if it cannot
         """
+        if rescale and not statistics:
+            raise ValueError("rescale=True goes with statistics, which the weights follow")
         if not statistics:
             return
         shape = self.observation_space.shape
@@ -215,20 +219,36 @@ class ExportedPolicy:
             name = f"the variance of statistics[{index}]"
             require(name, pair[1], "a number > 0", lambda value: 0 < value < math.inf)
 
-    def _rescaled(self, statistics: Mapping[int, tuple[float, float]]) -> ActorCriticPolicy:
-        """A copy that computes from observations normalised with these statistics what the policy does from its own."""
-        rescaled = deepcopy(self.policy)
+    def _rescaled(self, statistics: Mapping[int, tuple[float, float]], model: Any) -> ActorCriticPolicy:
+        """A copy that computes from observations normalised with these statistics what the policy does from its own.
+
+        :raises ValueError: if there can be none, or none that is as symmetric as the model is to be
+        """
+        own, other = RunningMeanStd(), RunningMeanStd()
+        own.mean, own.var = (values.copy() for values in self._statistics[""][:2])
+        other.mean, other.var = own.mean.copy(), own.var.copy()
+        for index, (mean, variance) in statistics.items():
+            other.mean[index], other.var[index] = mean, variance + self._epsilon
+        mirror = getattr(model, "mirror_symmetry", None)
+        if isinstance(mirror, MirrorSymmetry):  # the model will have them so too
+            given = other.copy()
+            for each in (own, other):
+                symmetrize_statistics(each, mirror.observation)
+            places = list(statistics)
+            if not np.allclose([other.mean[places], other.var[places]], [given.mean[places], given.var[places]]):
+                raise ValueError("statistics must be symmetric under the task's mirror image, as the model's will be")
+        rescaled = _rebuild(self._description, self.policy.state_dict())
         networks = rescaled.mlp_extractor
+        if rescaled.use_sde and not len(networks.policy_net):
+            raise ValueError("rescale must be False for gSDE without hidden layers: its noise is of the observations")
+        scale = th.as_tensor(np.sqrt(other.var / own.var))
+        shift = th.as_tensor((other.mean - own.mean) / np.sqrt(own.var))
         heads = ((networks.policy_net, rescaled.action_net), (networks.value_net, rescaled.value_net))
         for body, head in heads:
             layer: Any = body[0] if len(body) else head
-            weight, bias = layer.weight.data.double(), layer.bias.data.double()
-            for index, (mean, variance) in statistics.items():
-                own_mean, own_variance = (float(values[index]) for values in self._statistics[""][:2])
-                bias += weight[:, index] * (mean - own_mean) / math.sqrt(own_variance)
-                weight[:, index] *= math.sqrt((variance + self._epsilon) / own_variance)
-            layer.weight.data.copy_(weight)
-            layer.bias.data.copy_(bias)
+            weight = layer.weight.data.double()
+            layer.bias.data += (weight @ shift).float()
+            layer.weight.data.copy_(weight * scale)
         return rescaled
 
     def _require_same_normalizer(self, normalizer: VecNormalize) -> None:

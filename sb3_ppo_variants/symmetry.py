@@ -142,14 +142,14 @@ class SymmetricNetworks:
 
     @th.no_grad()
     def require_symmetric(self) -> None:
-        """Check weights that come from elsewhere; an update makes them exactly symmetric.
+        """Check weights that come from elsewhere.
 
         :raises ValueError: if they are not symmetric
         """
         for parameter, apply in ((each.parameter, each.apply) for each in self._projections):
             symmetric = parameter.detach().clone()
             apply(symmetric)
-            if not th.allclose(symmetric, parameter, rtol=1e-3, atol=1e-3, equal_nan=True):
+            if not th.allclose(symmetric, parameter, rtol=1e-4, atol=1e-5, equal_nan=True):
                 raise ValueError("mirror_symmetry must be False: the policy has weights that are not symmetric")
 
     @th.no_grad()

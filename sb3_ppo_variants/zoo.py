@@ -848,11 +848,10 @@ def _playing_a_run(arguments: list[str]) -> Iterator[None]:
         parser.add_argument(flag, action="store_true")
     parser.add_argument("--load-checkpoint")
     flags, _ = parser.parse_known_args(arguments)
-    original = rl_zoo3.utils.get_saved_hyperparams
+    read, make = rl_zoo3.utils.get_saved_hyperparams, rl_zoo3.utils.create_test_env
 
-    def to_play(stats_path: str, *rest: Any, **keywords: Any) -> Any:
-        saved, found = original(stats_path, *rest, **keywords)
-        hyperparams = without_training_wrappers(saved)
+    def of_the_best(stats_path: str, *rest: Any, **keywords: Any) -> Any:
+        hyperparams, found = read(stats_path, *rest, **keywords)
         best = Path(stats_path, BEST_FOLDER)
         if not flags.load_best or found is None or not hyperparams.get("normalize"):
             return hyperparams, found
@@ -861,15 +860,19 @@ def _playing_a_run(arguments: list[str]) -> Iterator[None]:
         print(f"The best model plays with the last normaliser: there is no {best / NORMALISER}")
         return hyperparams, found
 
+    def whole_episodes(*arguments: Any, **keywords: Any) -> Any:
+        keywords["hyperparams"] = without_training_wrappers(keywords["hyperparams"])
+        return make(*arguments, **keywords)
+
     # Each script has its own reference.
     places = [vars(script) for script in (rl_zoo3, rl_zoo3.enjoy, rl_zoo3.utils)]
     for names in places:
-        names["get_saved_hyperparams"] = to_play
+        names.update(get_saved_hyperparams=of_the_best, create_test_env=whole_episodes)
     try:
         yield
     finally:
         for names in places:
-            names["get_saved_hyperparams"] = original
+            names.update(get_saved_hyperparams=read, create_test_env=make)
 
 
 def enjoy(program: str, arguments: list[str]) -> None:

@@ -232,6 +232,19 @@ def test_a_run_with_a_training_wrapper_plays_whole_episodes(
     capsys.readouterr()
     assert cli.main(["enjoy", "--env", task, "-f", "logs", "-n", "60", "--no-render"]) == 0
     assert "Episode Length 60" in capsys.readouterr().out
+    made: list[Any] = []
+    stopped = RuntimeError("environment made")
+
+    def make(*_: Any, hyperparams: dict[str, Any], **__: Any) -> Any:
+        made.append(hyperparams["env_wrapper"])
+        raise stopped
+
+    for command in (["record"], ["push-to-hub", "-orga", "somebody", "--no-render"]):
+        with monkeypatch.context() as patch:
+            patch.setattr("rl_zoo3.utils.create_test_env", make)
+            with pytest.raises(RuntimeError, match="environment made"):
+                cli.main([*command, "--algo", "ppo_clip_paper", "--env", task, "-f", "logs"])
+    assert made == [[], []]
     run = f"logs/ppo_clip_paper/{task}_1"
     assert cli.main(["package", "--run", run, "-o", "agents", "--episodes", "1", "--no-film"]) == 0
     agent = folder.require_agent(task, Path("agents"))
@@ -451,11 +464,14 @@ def test_push_to_hub_takes_the_best_models_normaliser(tmp_path: Path, monkeypatc
 
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "vecnormalize.pkl").touch()
-    (tmp_path / "config.yml").write_text("normalize: true\n")
+    wrapper = f"{EpisodePerFlag.__module__}.{EpisodePerFlag.__qualname__}"
+    (tmp_path / "config.yml").write_text(f"normalize: true\nenv_wrapper: {wrapper}\n")
     found: list[str | None] = []
 
     def script(*_: Any) -> None:  # its own import is `from rl_zoo3 import get_saved_hyperparams`
-        found.append(rl_zoo3.get_saved_hyperparams(str(tmp_path))[1])
+        hyperparams, normaliser = rl_zoo3.get_saved_hyperparams(str(tmp_path))
+        assert hyperparams["env_wrapper"] == wrapper  # for the card
+        found.append(normaliser)
 
     monkeypatch.setattr(zoo, "_run_script", script)
     for flags in ([], ["--load-best"], []):

@@ -225,11 +225,14 @@ def test_a_new_model_takes_other_statistics_of_some_components(tmp_path: Path) -
     np.testing.assert_allclose(np.delete(after.obs_rms.var, 2), np.delete(before.obs_rms.var, 2))
 
 
-@pytest.mark.parametrize("net_arch", [[16, 8], [], {"pi": [4], "vf": []}])
-def test_weights_that_follow_other_statistics_act_as_before(net_arch: Any, tmp_path: Path) -> None:
-    case = Case(normalize={"clip_obs": 50.0}, policy_kwargs={"net_arch": net_arch})
+@pytest.mark.parametrize(
+    ("net_arch", "use_sde"), [([16, 8], False), ([], False), ({"pi": [4], "vf": []}, False), ([16, 8], True)]
+)
+def test_weights_that_follow_other_statistics_act_as_before(net_arch: Any, use_sde: bool, tmp_path: Path) -> None:
+    case = Case(normalize={"clip_obs": 50.0}, policy_kwargs={"net_arch": net_arch}, arguments={"use_sde": use_sde})
     export_policy(make_model(case), tmp_path)
     exported = load_policy(tmp_path)
+    exported.policy.get_distribution(th.zeros(1, 3))  # remembers tensors that cannot be copied
     before = {name: tensor.clone() for name, tensor in exported.policy.state_dict().items()}
     statistics = {0: (0.3, 2.0), 2: (-1.0, 0.2)}
     raw = observations(case.observations, 64)
@@ -239,13 +242,25 @@ def test_weights_that_follow_other_statistics_act_as_before(net_arch: Any, tmp_p
         exported.start(model, **arguments)
         seen = th.as_tensor(seen_by(model, raw), dtype=th.float32)
         with th.no_grad():
-            outputs.append((model.policy.get_distribution(seen).mode(), model.policy.predict_values(seen)))
+            given = model.policy.get_distribution(seen)
+            spread = given.distribution.stddev
+            outputs.append((given.mode(), model.policy.predict_values(seen), *([spread] if use_sde else [])))
     for own, replaced, rescaled in zip(*outputs, strict=True):
         assert not th.allclose(own, replaced, atol=1e-2)
         th.testing.assert_close(own, rescaled, atol=1e-4, rtol=1e-4)
     normalizer: Any = unwrap_vec_normalize(model.get_env())
     assert {i: (normalizer.obs_rms.mean[i], normalizer.obs_rms.var[i]) for i in statistics} == statistics
     assert all(th.equal(tensor, before[name]) for name, tensor in exported.policy.state_dict().items())
+
+
+def test_weights_that_cannot_follow_statistics_are_told(tmp_path: Path) -> None:
+    export_policy(make_model(CASES["normalized"]), tmp_path)
+    with pytest.raises(ValueError, match="rescale=True goes with statistics"):
+        load_policy(tmp_path).start(make_model(CASES["normalized"]), rescale=True)
+    case = CASES["normalized"]._replace(policy_kwargs={"net_arch": []}, arguments={"use_sde": True})
+    export_policy(make_model(case), tmp_path)
+    with pytest.raises(ValueError, match="rescale must be False for gSDE without hidden layers"):
+        load_policy(tmp_path).start(make_model(case), statistics={0: (0.0, 1.0)}, rescale=True)
 
 
 @pytest.mark.parametrize(

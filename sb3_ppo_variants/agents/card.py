@@ -50,7 +50,10 @@ def _text(agent: Agent, has_film: bool) -> str:
     trained = ""
     if agent.arguments is not None:
         command = f"ppo-variants train {shlex.join(agent.arguments)}"
-        trained = f"Trained by: `{command}` (`-n` is of the last `--until`, if there was one)."
+        trained = (
+            f"Begun with: `{command}` (`-n` is the last `--until`'s, if there was one; what else changed on the way is "
+            "in `config.yml` as it was in the end)."
+        )
     return f"""\
 # {agent.algorithm} on {agent.env_id}
 
