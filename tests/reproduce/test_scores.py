@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from sb3_ppo_variants.reproduce import drawing, figure3, table1
 from sb3_ppo_variants.reproduce.monitor import Episodes, read_episodes
+from sb3_ppo_variants.reproduce.places import shipped_results
 from sb3_ppo_variants.reproduce.random_policy import RandomReturn, measure, random_returns
 from sb3_ppo_variants.reproduce.results import Results
 from sb3_ppo_variants.reproduce.scores import means, normalized, rank_correlation, ranks
@@ -170,6 +172,24 @@ def test_a_table_with_missing_runs_says_so() -> None:
     assert table.missing == 2
     assert "Not complete: 2 runs missing" in table1.described(table)
     assert table1.draw_scores(table)
+
+
+def test_the_results_that_ship_are_all_of_table_1_and_are_told_as_they_are() -> None:
+    names = [setting.name for setting in TABLE_1_SETTINGS]
+    selection = selected(TABLE_1_SETTINGS, table1.TASKS, names, (0, 1, 2), 1_000_000)
+    folder = shipped_results()
+    rows = Results(folder, selection.timesteps).rows(selection.runs())
+    random = random_returns(selection.tasks, folder, folder)
+    table = table1.tabulated(selection, list(rows.values()), random)
+    assert (table.missing, len(table.rows)) == (0, 231)
+    page, readme = (Path(folder.parent, name).read_text() for name in ("docs/reproduction.md", "README.md"))
+    for line in table.lines:
+        told = f"| {number(line.ours.mean, '.2f')} | {number(line.paper, '.2f')} |\n"
+        assert re.search(rf"^\| {re.escape(SETTINGS[line.setting].label)} \|.*{re.escape(told)}", page, re.MULTILINE)
+    assert f"with it, {table.correlation:.2f}." in page
+    none, clip_1, clip_2 = (number(line.ours.mean, ".2f") for line in table.lines[:3])
+    assert f"(ε = 0.1: {clip_1}; the paper's ε = 0.2: 0.82, here {clip_2})" in readme
+    assert f"worst by far ({none}; paper −0.39)" in readme
 
 
 def test_what_lies_beyond_the_axis_is_told_in_the_picture() -> None:
