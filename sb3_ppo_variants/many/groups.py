@@ -16,10 +16,12 @@ from sb3_ppo_variants.ppo_clip import PPOClipPaper
 from sb3_ppo_variants.ppo_kl_penalty import PPOAdaptiveKLPaper
 from sb3_ppo_variants.ppo_unclipped import PPOUnclippedPaper
 from sb3_ppo_variants.resume.state import MADE_ANEW, settings_of
+from sb3_ppo_variants.vanilla_pg import VanillaPGPaper
 
 # Arguments of which each agent of a group has its own: none of them is read by an objective but through the minibatch.
 _OF_EACH_AGENT = frozenset(
     {
+        "advantage_estimator",
         "beta",
         "beta_init",
         "bootstrap_on_timeout",
@@ -70,7 +72,7 @@ _OF_EACH_RUN = frozenset(
 )
 # Objectives that treat (G, M) as (M,), given coefficients (G, 1); any other is mapped over the agents.
 _ELEMENTWISE: frozenset[Any] = frozenset(
-    {PPOClipPaper.objective, PPOAdaptiveKLPaper.objective, PPOUnclippedPaper.objective}
+    {PPOClipPaper.objective, PPOAdaptiveKLPaper.objective, PPOUnclippedPaper.objective, VanillaPGPaper.objective}
 )
 # What the minibatches of an update tell an objective, beside the constants.
 _FIELDS = {

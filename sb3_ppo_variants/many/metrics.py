@@ -1,4 +1,4 @@
-"""What an update logs of each agent: means over its minibatches, computed an epoch at a time.
+"""What an update logs of each agent: means over its minibatches, or over the parts of its batch.
 
 Shapes: ``P`` agents, ``M`` samples of a minibatch, ``K`` minibatches.
 """
@@ -62,34 +62,45 @@ class UpdateMetrics:
         self._groups = groups
         n_agents = sum(len(group.indices) for group in groups)
         self._sums: list[dict[str, float]] = [{} for _ in range(n_agents)]
-        self._counts = [0] * n_agents
+        self._weights: list[dict[str, float]] = [{} for _ in range(n_agents)]
 
     @th.no_grad()
-    def add(self, record: EpochRecord) -> None:
-        """Count an epoch's steps."""
+    def add(self, record: EpochRecord, weight: float = 1.0) -> None:
+        """Count an epoch's steps.
+
+        :param weight: what each of them counts for beside others
+        """
         fields = record.fields
         fields["ratio"] = losses.probability_ratio(fields["log_prob"], fields["old_log_prob"])
-        everyone = list(range(len(self._counts)))
         for group in self._groups:
-            self._add(group.indices, group.metrics(fields), record.counts[:, group.indices])
+            self._add(group.indices, group.metrics(fields), record.counts[:, group.indices], weight)
         terms = {
             **record.losses,
             "entropy_loss": -fields["entropy"].mean(dim=2),
             "approx_kl": _approximate_kl(fields["log_prob"] - fields["old_log_prob"]),
         }
-        self._add(everyone, terms, record.counts)
-        for index, count in enumerate(record.counts.sum(dim=0).tolist()):
-            self._counts[index] += count
+        self.add_terms(terms, record.counts, weight)
 
-    def _add(self, indices: list[int], terms: Mapping[str, th.Tensor], counts: th.Tensor) -> None:
+    def add_terms(self, terms: Mapping[str, th.Tensor], counts: th.Tensor, weight: float = 1.0) -> None:
+        """Count terms by themselves.
+
+        :param terms: ``(K, P)`` each
+        :param counts: which agents were training, ``(K, P)``
+        :param weight: as :meth:`add`'s
+        """
+        self._add(range(len(self._sums)), terms, counts, weight)
+
+    def _add(self, indices: Sequence[int], terms: Mapping[str, th.Tensor], counts: th.Tensor, weight: float) -> None:
+        weights = (counts.sum(dim=0) * weight).tolist()
         for name, term in terms.items():
-            sums = th.where(counts, term, 0.0).sum(dim=0).tolist()
-            for index, value in zip(indices, sums, strict=True):
+            sums = (th.where(counts, term, 0.0).sum(dim=0) * weight).tolist()
+            for index, value, counted in zip(indices, sums, weights, strict=True):
                 self._sums[index][name] = self._sums[index].get(name, 0.0) + value
+                self._weights[index][name] = self._weights[index].get(name, 0.0) + counted
 
     def means(self) -> list[dict[str, float]]:
-        """Of each agent, by name."""
+        """Of each agent, by name; 0 of one that was not training."""
         return [
-            {name: value / max(1, count) for name, value in sums.items()}
-            for sums, count in zip(self._sums, self._counts, strict=True)
+            {name: value / (weights[name] or 1.0) for name, value in sums.items()}
+            for sums, weights in zip(self._sums, self._weights, strict=True)
         ]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch as th
 
 # What clip_grad_norm_ adds to the norm that it divides by.
@@ -25,11 +26,12 @@ class StackedAdam:
         self._tensors, self._gradients = tensors, gradients
         self.first_moments = [th.zeros_like(tensor) for tensor in tensors]
         self.second_moments = [th.zeros_like(tensor) for tensor in tensors]
-        self.counts = [0] * len(tensors[0])
-        """steps that each agent has made"""
+        self.counts = np.zeros((len(tensors[0]), len(tensors)), dtype=np.int64)
+        """steps that each agent has made with each of its tensors, ``(P, number of tensors)``"""
         self._settings: list[dict[str, float]] = []
         self._norms: th.Tensor | None = None
         self._active: list[bool] = []
+        self._part: list[int] = []
         self._runs: list[dict[str, Any]] = []
 
     def begin(self, groups: Sequence[dict[str, Any]], max_norms: Sequence[float | None]) -> None:
@@ -52,47 +54,56 @@ class StackedAdam:
         self._active = []
 
     @th.no_grad()
-    def step(self, active: Sequence[bool]) -> None:
+    def step(self, active: Sequence[bool], part: Sequence[int] | None = None) -> None:
         """One step on the gradients as they are.
 
         :param active: which agents make it
+        :param part: indices of the tensors that take it; None: all
         """
-        if list(active) != self._active:
+        part = range(len(self._tensors)) if part is None else part
+        if list(active) != self._active or list(part) != self._part:
             self.finish()
-            self._active = list(active)
+            self._active, self._part = list(active), list(part)
             self._runs = [self._run(*bounds) for bounds in self._bounds()]
         if self._norms is not None:
             self._clip()
         for run in self._runs:
-            run["count"].add_(1)
+            for count in run["counts"]:
+                count.add_(1)
             th._fused_adam_(*run["lists"], **run["settings"], weight_decay=0.0, amsgrad=False, maximize=False)
 
     def finish(self) -> None:
         """To be called after the last step of the update: counts the steps."""
         for run in self._runs:
-            for agent in range(*run["bounds"]):
-                self.counts[agent] = int(run["count"])
+            self.counts[slice(*run["bounds"]), self._part] = [int(count) for count in run["lists"][-1]]
         self._runs = []
 
     def _clip(self) -> None:
         """Scale each agent's gradients down to its norm, as ``clip_grad_norm_``."""
         assert self._norms is not None
-        squares = [gradient.flatten(start_dim=1).square().sum(dim=1) for gradient in self._gradients]
+        gradients = [self._gradients[index] for index in self._part]
+        squares = [gradient.flatten(start_dim=1).square().sum(dim=1) for gradient in gradients]
         factors = (self._norms / (th.stack(squares).sum(dim=0).sqrt() + _NORM_EPSILON)).clamp(max=1.0)
-        for gradient in self._gradients:
+        for gradient in gradients:
             gradient.mul_(factors.view(-1, *[1] * (gradient.dim() - 1)))
 
     def _bounds(self) -> list[tuple[int, int]]:
         """First agent of each run, and the one after its last; those that make no step are in none."""
-        kinds = [(self._active[agent], self._settings[agent], self.counts[agent]) for agent in range(len(self.counts))]
+        counts = self.counts[:, self._part].tolist()
+        kinds = list(zip(self._active, self._settings, counts, strict=True))
         starts = [agent for agent in range(len(kinds)) if agent == 0 or kinds[agent] != kinds[agent - 1]]
         return [bounds for bounds in pairwise([*starts, len(kinds)]) if self._active[bounds[0]]]
 
     def _run(self, start: int, stop: int) -> dict[str, Any]:
         of = [
-            [tensor[start:stop] for tensor in tensors]
+            [tensors[index][start:stop] for index in self._part]
             for tensors in (self._tensors, self._gradients, self.first_moments, self.second_moments)
         ]
-        count = th.tensor(float(self.counts[start]))
-        lists = [*of, [], [count] * len(self._tensors)]
-        return {"bounds": (start, stop), "count": count, "lists": lists, "settings": self._settings[start]}
+        counts = self.counts[start, self._part].tolist()
+        shared = {count: th.tensor(float(count)) for count in counts}
+        return {
+            "bounds": (start, stop),
+            "counts": list(shared.values()),
+            "lists": [*of, [], [shared[count] for count in counts]],
+            "settings": self._settings[start],
+        }

@@ -126,9 +126,9 @@ class Collector:
 
     def _advantages(self, values: np.ndarray, last_values: np.ndarray) -> np.ndarray:
         """GAE of eqs. 11–12, ``(T, P, E)``, in SB3's order of operations."""
-        models = [agent.model for agent in self._agents]
-        gamma = np.array([model.gamma for model in models], dtype=np.float32)[:, None]
-        decay = np.array([model.gamma * model.gae_lambda for model in models], dtype=np.float32)[:, None]
+        buffers = [agent.model.rollout_buffer for agent in self._agents]
+        gamma = np.array([buffer.gamma for buffer in buffers], dtype=np.float32)[:, None]
+        decay = np.array([buffer.gamma * buffer.gae_lambda for buffer in buffers], dtype=np.float32)[:, None]
         advantages = np.zeros_like(self._rewards)
         goes_on = 1.0 - self._ends[1:]
         last: Any = 0

@@ -13,6 +13,7 @@ from sb3_ppo_variants.evaluation import StockMlp, evaluator_of
 from sb3_ppo_variants.many.agent import Agent
 from sb3_ppo_variants.many.stack import actor_layers, critic_layers
 from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
+from sb3_ppo_variants.vanilla_pg import MONTE_CARLO, VanillaPGPaper
 
 # What the engine does in an algorithm's place; a variant with its own would not be what it is.
 _DONE_IN_ITS_PLACE = (
@@ -37,6 +38,8 @@ _DONE_IN_ITS_PLACE = (
     "_to_environment",
     "_value_loss",
 )
+# The same of the variants of VanillaPGPaper.
+_DONE_IN_ITS_PLACE_OF_VANILLA_PG = (*_DONE_IN_ITS_PLACE, "_policy_step", "_value_step")
 
 # Arguments, and the reason where there is something to explain.
 _MUST_BE_FALSE = {"compile": "", "mirror_symmetry": "", "use_sde": ": gSDE's noise cannot be stacked"}
@@ -69,13 +72,9 @@ def require_stackable(agents: Sequence[Agent]) -> None:
 
 def reason_against(model: Any) -> str | None:
     """Why a model is for no stack, as a sentence; None where it can be stacked with others of its shape."""
-    kind = type(model)
-    replaced = [name for name in _DONE_IN_ITS_PLACE if getattr(kind, name) is not getattr(PaperOnPolicyAlgorithm, name)]
-    if replaced:
-        return f"{kind.__name__} has a {replaced[0]} of its own, which the stack would not call"
-    for name, why in _MUST_BE_FALSE.items():
-        if getattr(model, name):
-            return f"{name} must be False{why}"
+    reason = _reason_against_class(type(model)) or _reason_against_settings(model)
+    if reason is not None:
+        return reason
     if model.device.type != "cpu":
         return f"device must be 'cpu'; got {str(model.device)!r}"
     if type(model.rollout_buffer) is not RolloutBuffer:
@@ -88,6 +87,28 @@ def reason_against(model: Any) -> str | None:
             f"from the policy's; got {type(model.policy).__name__}"
         )
     return _reason_against_optimizer(model.policy.optimizer)
+
+
+def _reason_against_class(kind: type) -> str | None:
+    base, names = (
+        (VanillaPGPaper, _DONE_IN_ITS_PLACE_OF_VANILLA_PG)
+        if issubclass(kind, VanillaPGPaper)
+        else (PaperOnPolicyAlgorithm, _DONE_IN_ITS_PLACE)
+    )
+    replaced = [name for name in names if getattr(kind, name) is not getattr(base, name)]
+    return f"{kind.__name__} has a {replaced[0]} of its own, which the stack would not call" if replaced else None
+
+
+def _reason_against_settings(model: Any) -> str | None:
+    for name, why in _MUST_BE_FALSE.items():
+        if getattr(model, name):
+            return f"{name} must be False{why}"
+    if getattr(model, "advantage_estimator", None) in MONTE_CARLO:
+        return (
+            f"advantage_estimator must be 'gae' or 'td', whose rollouts are all of one size; "
+            f"got {model.advantage_estimator!r}"
+        )
+    return None
 
 
 def _reason_against_optimizer(optimizer: th.optim.Optimizer) -> str | None:
@@ -105,6 +126,7 @@ def _shape(model: Any) -> dict[str, Any]:
     """What must be the same for all, by name."""
     space = model.observation_space
     return {
+        "the update": "VanillaPGPaper's" if isinstance(model, VanillaPGPaper) else "PPO's",
         "n_steps": model.n_steps,
         "n_envs": model.n_envs,
         "batch_size": model.batch_size,

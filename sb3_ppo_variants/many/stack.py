@@ -30,6 +30,11 @@ class Stack:
         tensors = [*self.actor.tensors, *self.critic.tensors, *self.actions.tensors]
         gradients = [*self.actor.gradients, *self.critic.gradients, *self.actions.gradients]
         self.optimizer = StackedAdam(tensors, gradients)
+        n_actor, n_critic = len(self.actor.tensors), len(self.critic.tensors)
+        self.value_part = range(n_actor, n_actor + n_critic)
+        """which of the optimiser's tensors are the value function's"""
+        self.policy_part = [index for index in range(len(tensors)) if index not in self.value_part]
+        """which are the policy's"""
         self._tensors = tensors
         self._learned = [_learned(model) for model in models]
         for index in range(len(agents)):
@@ -41,13 +46,11 @@ class Stack:
             self._parts(index, self.optimizer.first_moments),
             self._parts(index, self.optimizer.second_moments),
         )
-        self.optimizer.counts[index] = 0
-        for parameter, *parts in zip(_parameters(model), first, second, strict=True):
+        for place, (parameter, *parts) in enumerate(zip(_parameters(model), first, second, strict=True)):
             state = model.policy.optimizer.state.get(parameter)
             for part, name in zip(parts, ("exp_avg", "exp_avg_sq"), strict=True):
                 part.copy_(state[name]) if state else part.zero_()
-            if state:
-                self.optimizer.counts[index] = int(state["step"])
+            self.optimizer.counts[index, place] = int(state["step"]) if state else 0
 
     @th.no_grad()
     def load(self, index: int, hook: str) -> None:
@@ -65,10 +68,10 @@ class Stack:
     @th.no_grad()
     def store(self, index: int) -> None:
         """Write an agent's weights, and its optimiser's state, back into its model."""
-        model, count = self.agents[index].model, self.optimizer.counts[index]
+        model, counts = self.agents[index].model, self.optimizer.counts[index].tolist()
         parts = [self._parts(index, each) for each in (self._tensors, self.optimizer.first_moments)]
         parts.append(self._parts(index, self.optimizer.second_moments))
-        for parameter, value, first, second in zip(_parameters(model), *parts, strict=True):
+        for parameter, count, value, first, second in zip(_parameters(model), counts, *parts, strict=True):
             parameter.copy_(value)
             if not count or not parameter.requires_grad:
                 continue

@@ -17,6 +17,7 @@ from sb3_ppo_variants.arguments import require, require_choice, shown
 from sb3_ppo_variants.many.agent import Agent
 from sb3_ppo_variants.many.groups import group_key
 from sb3_ppo_variants.many.hooks import is_users
+from sb3_ppo_variants.many.policy_gradient import PolicyGradientUpdate
 from sb3_ppo_variants.many.rollout import Collector
 from sb3_ppo_variants.many.runs import AgentRun, Resume, UnkeptRun, kept_run
 from sb3_ppo_variants.many.shapes import require_stackable
@@ -26,6 +27,7 @@ from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
 from sb3_ppo_variants.resume.folder import RunFolder
 from sb3_ppo_variants.resume.learning import BUNDLE_INTERVAL, require_resumable
 from sb3_ppo_variants.resume.names import bundle_paths
+from sb3_ppo_variants.vanilla_pg import VanillaPGPaper
 
 AgentSpec = tuple[type[PaperOnPolicyAlgorithm], Mapping[str, Any], int]
 """an agent's algorithm, its settings beside those that all share, and its seed"""
@@ -55,10 +57,11 @@ def train_many(
     its first updates are those of ``algorithm(policy, env, seed=seed, **settings).learn(total_timesteps)`` up to
     rounding. For more cores, divide the agents among processes.
 
-    Agents may differ in their algorithm (vanilla policy gradient aside) and in every setting that is a number, a
-    schedule or a switch, but not in ``n_steps``, ``n_envs``, ``batch_size``, ``n_epochs`` and networks. A surrogate of
-    your own is stacked too, where the algorithm defines no more than ``objective``, ``coefficients``, ``after_update``
-    and ``minibatch_metrics``. ``objective`` and ``minibatch_metrics`` must then treat each agent's minibatch as
+    Agents may differ in their algorithm and in every setting that is a number, a schedule or a switch, but not in
+    ``n_steps``, ``n_envs``, ``batch_size``, ``n_epochs`` and networks. Agents of ``VanillaPGPaper``, with the
+    estimators ``"gae"`` and ``"td"``, make another update than PPO's and so stacks of their own. A surrogate of your
+    own is stacked too, where the algorithm defines no more than ``objective``, ``coefficients``, ``after_update`` and
+    ``minibatch_metrics``. ``objective`` and ``minibatch_metrics`` must then treat each agent's minibatch as
     ``torch.func.vmap`` can, set no attribute and read neither ``policy`` nor ``rollout_buffer``; the others do not read
     ``rollout_buffer``.
 
@@ -314,7 +317,8 @@ def _run_iteration(stack: Stack, collector: Collector, runs: Mapping[Agent, Agen
     for agent in stack.agents:
         if agent.error is None:
             runs[agent].before_update()
-    Update(stack, samples).run()
+    kind = PolicyGradientUpdate if isinstance(stack.agents[0].model, VanillaPGPaper) else Update
+    kind(stack, samples).run()
     sound = [agent for agent in stack.agents if agent.error is None]
     if any(is_users(type(agent.model)) for agent in sound):  # a hook may have changed a setting
         require_stackable(sound)

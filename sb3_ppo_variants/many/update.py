@@ -6,7 +6,7 @@ Shapes: ``P`` agents, ``N`` samples of a rollout and ``M`` of a minibatch of eac
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -107,9 +107,7 @@ class Update:
             [model.policy.optimizer.param_groups[0] for model in self._models],
             [model.max_grad_norm for model in self._models],
         )
-        for _ in range(self._models[0].n_epochs):
-            if any(self._active):
-                self._run_epoch(groups, minibatches, metrics)
+        self._run_epochs(groups, minibatches, metrics)
         optimizer.finish()
         with th.no_grad():
             kl = self._mean_kl(reference)
@@ -132,10 +130,14 @@ class Update:
         mean = advantages.mean(dim=1, keepdim=True)
         std = advantages.std(dim=1, correction=0, keepdim=True) + ADVANTAGE_EPSILON
         return th.where(
-            self._column([model.normalize_advantage == "batch" for model in self._models]),
+            self._column([self._standardizes_batch(model) for model in self._models]),
             (advantages - mean) / std,
             advantages,
         )
+
+    def _standardizes_batch(self, model: Any) -> bool:
+        """Whether an agent's advantages are standardised over the batch."""
+        return bool(model.normalize_advantage == "batch")
 
     def _column(self, values: Sequence[Any]) -> th.Tensor:
         column = th.tensor(values)
@@ -143,7 +145,7 @@ class Update:
 
     def _set_coefficients(self) -> None:
         constants = self._constants
-        per_minibatch = [model.normalize_advantage is True for model in self._models]
+        per_minibatch = [bool(each.normalize_advantage) and not self._standardizes_batch(each) for each in self._models]
         self._per_minibatch = self._column(per_minibatch) if any(per_minibatch) else None
         self._ent_coef = (
             self._column([each.ent_coef for each in constants])
@@ -165,14 +167,23 @@ class Update:
             else None
         )
 
-    def _run_epoch(self, groups: list[Group], minibatches: Minibatches, metrics: UpdateMetrics) -> None:
+    def _run_epochs(self, groups: list[Group], minibatches: Minibatches, metrics: UpdateMetrics) -> None:
+        for _ in range(self._models[0].n_epochs):
+            if any(self._active):
+                self._run_epoch(groups, minibatches, metrics)
+
+    def _orders(self) -> np.ndarray:
+        """Of each agent's samples in an epoch, ``(P, N)``, from its own generator."""
         n_samples = self._samples.advantages.shape[1]
         orders = np.zeros((len(self._agents), n_samples), dtype=np.int64)
         for index, agent in enumerate(self._agents):
             if self._active[index]:
                 orders[index] = agent.order.permutation(n_samples)
+        return orders
+
+    def _run_epoch(self, groups: list[Group], minibatches: Minibatches, metrics: UpdateMetrics) -> None:
         began = list(self._active)
-        for part in minibatches.epoch(orders, self._models[0].batch_size):
+        for part in minibatches.epoch(self._orders(), self._models[0].batch_size):
             record = EpochRecord(part)
             for number in range(len(part["advantages"])):
                 if any(self._active):
@@ -195,21 +206,9 @@ class Update:
         output.requires_grad_()
         raw_values.requires_grad_()
         leaves = stack.actions.leaves()
-        log_prob, entropy, distribution = stack.actions.evaluate(output, fields["actions"], leaves)
-        values = raw_values.squeeze(-1)
-        fields.update(
-            log_prob=log_prob,
-            entropy=entropy,
-            values=values,
-            ratio=losses.probability_ratio(log_prob, fields["old_log_prob"]),
-        )
-        if "reference" in fields:
-            fields["kl"] = minibatches.reference(fields.pop("reference")).kl(distribution)  # type: ignore[arg-type]
-        policy_loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
-        value_loss = _mean_value_loss(self._clipped(values, fields["old_values"]), fields["returns"])
-        loss = policy_loss + self._vf_coef[:, 0] * value_loss
-        if self._ent_coef is not None:
-            loss = loss - self._ent_coef[:, 0] * entropy.mean(dim=1)
+        policy_loss, entropy_bonus = self._policy_terms(groups, fields, output, raw_values, leaves, minibatches)
+        value_loss = self._value_loss(raw_values, fields)
+        loss = policy_loss + self._vf_coef[:, 0] * value_loss - entropy_bonus
         by_output, by_values, *by_leaves = th.autograd.grad(
             loss.sum(), [output, raw_values, *leaves], allow_unused=True, materialize_grads=True
         )
@@ -218,8 +217,43 @@ class Update:
             stack.actor.backward(actor_inputs, by_output)
             stack.critic.backward(critic_inputs, by_values)
             stack.actions.accumulate(by_leaves)
-            self._stop_early(log_prob, fields["old_log_prob"])
+            self._stop_early(fields["log_prob"], fields["old_log_prob"])
             stack.optimizer.step(self._active)
+
+    def _policy_terms(
+        self,
+        groups: list[Group],
+        fields: dict[str, th.Tensor],
+        output: th.Tensor,
+        raw_values: th.Tensor,
+        leaves: list[th.Tensor],
+        minibatches: Minibatches | None,
+    ) -> tuple[th.Tensor, th.Tensor | float]:
+        """The policy's loss ``(P,)`` and the entropy bonus that is to be taken off; what they are made of is added to
+        the fields.
+
+        :param output: of the action networks, ``(P, M, n_out)``
+        :param raw_values: V(s), ``(P, M, 1)``
+        :param minibatches: know π_old's distributions; None: the objectives get no KL
+        """
+        log_prob, entropy, distribution = self._stack.actions.evaluate(output, fields["actions"], leaves)
+        fields.update(
+            log_prob=log_prob,
+            entropy=entropy,
+            values=raw_values.squeeze(-1),
+            ratio=losses.probability_ratio(log_prob, fields["old_log_prob"]),
+        )
+        reference = fields.pop("reference", None)
+        if reference is not None and minibatches is not None:
+            fields["kl"] = minibatches.reference(reference).kl(distribution)  # type: ignore[arg-type]
+        policy_loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
+        return policy_loss, 0.0 if self._ent_coef is None else self._ent_coef[:, 0] * entropy.mean(dim=1)
+
+    def _value_loss(self, raw_values: th.Tensor, fields: Mapping[str, th.Tensor]) -> th.Tensor:
+        """L^VF of each agent, ``(P,)``."""
+        values = self._clipped(raw_values.squeeze(-1), fields["old_values"])
+        loss: th.Tensor = _mean_value_loss(values, fields["returns"])
+        return loss
 
     def _standardize_minibatch(self, advantages: th.Tensor) -> th.Tensor:
         if self._per_minibatch is None or advantages.shape[1] < 2:

@@ -88,7 +88,8 @@ def blocks_of(results: Results, runs: Sequence[Run], size: int = RUNS_IN_A_BLOCK
     missing -= {run for block in blocks for run in block.runs}
     stacks: dict[Any, list[Run]] = {}
     for index, run in enumerate(runs):
-        stacks.setdefault(run.task if run.setting.stacked else index, []).append(run)
+        key = index if run.setting.stack is None else (run.task, run.setting.stack)
+        stacks.setdefault(key, []).append(run)
     for stack in stacks.values():
         for start in range(0, len(stack), size):
             cut = Block.of(stack[start : start + size])

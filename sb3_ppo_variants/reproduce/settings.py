@@ -51,7 +51,7 @@ class Setting:
     :param algorithm: where its class is, ``<module>.<class>``
     :param preset: of a task
     :param own: arguments of the constructor beside the preset's
-    :param stacked: whether :func:`~sb3_ppo_variants.many.training.train_many` trains it
+    :param stack: with those of which name :func:`~sb3_ppo_variants.many.training.train_many` trains it; None: alone
     :param unbounded: whether it is shown a task's actions without bounds, being an algorithm that clips to them
     """
 
@@ -60,7 +60,7 @@ class Setting:
     algorithm: str
     preset: Callable[[str], Preset]
     own: tuple[tuple[str, Any], ...] = ()
-    stacked: bool = True
+    stack: str | None = "PPO"
     unbounded: bool = False
 
     @property
@@ -177,25 +177,25 @@ def _of_vanilla_pg(_task: str) -> Preset:
 
 
 FIGURE_3_SETTINGS = (
-    Setting("a2c", "A2C", "stable_baselines3.A2C", _of_a2c, stacked=False, unbounded=True),
+    Setting("a2c", "A2C", "stable_baselines3.A2C", _of_a2c, stack=None, unbounded=True),
     Setting(
         "a2c_trust_region",
         "A2C + trust region",
         f"{_OURS}.reproduce.a2c_trust_region.A2CTrustRegion",
         _of_a2c,
-        stacked=False,
+        stack=None,
         unbounded=True,
     ),
-    Setting("cem", "CEM", f"{_OURS}.reproduce.cem.CEM", _of_cem, stacked=False),
+    Setting("cem", "CEM", f"{_OURS}.reproduce.cem.CEM", _of_cem, stack=None),
     next(setting for setting in TABLE_1_SETTINGS if setting.name == "clip_0.2"),
     Setting(
         "vanilla_pg",
         "vanilla PG, adaptive",
         f"{_OURS}.VanillaPGPaper",
         _of_vanilla_pg,
-        stacked=False,
+        stack="vanilla PG",
     ),
-    Setting("trpo", "TRPO", "sb3_contrib.TRPO", _of_trpo, stacked=False, unbounded=True),
+    Setting("trpo", "TRPO", "sb3_contrib.TRPO", _of_trpo, stack=None, unbounded=True),
 )
 """the curves of Fig. 3, in the order of its legend; PPO's runs are those of Table 1's ε = 0.2"""
 

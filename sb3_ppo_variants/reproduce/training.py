@@ -26,7 +26,7 @@ Reached = Callable[[int], object]
 def train_runs(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reached) -> list[Row]:
     """Train runs of one task, and go on where an earlier process has left them.
 
-    :param runs: several, if all of their settings are ``stacked``; else one
+    :param runs: several, if all of their settings are of one ``stack``; else one
     :param timesteps: of each
     :param folder: for what is kept until they are done
     :param reached: see :data:`Reached`
@@ -38,7 +38,7 @@ def train_runs(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reach
     threads = th.get_num_threads()
     th.set_num_threads(1)  # networks this small gain nothing from more
     try:
-        if all(run.setting.stacked for run in runs):
+        if runs[0].setting.stack is not None:
             ends = _train_stacked(runs, timesteps, folder, reached)
         else:
             (run,) = runs

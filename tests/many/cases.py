@@ -18,6 +18,7 @@ from sb3_ppo_variants import (
     PPOClipPaper,
     PPOFixedKLPaper,
     PPOUnclippedPaper,
+    VanillaPGPaper,
 )
 from sb3_ppo_variants.on_policy import Minibatch
 
@@ -88,6 +89,31 @@ SPECS: list[Spec] = [
     (Adapting, {}, 15),
     (Adapting, {"signs": (-1.0,)}, 16),
     (Adapting, {"gamma": 0.5}, 17),
+]
+
+
+class CentredGradient(VanillaPGPaper):
+    """A user's policy gradient, with a metric; it looks at the whole batch."""
+
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        return batch.log_prob * (batch.advantages - batch.advantages.mean())
+
+    def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
+        return {"mean_value": batch.values.mean()}
+
+
+VANILLA_SPECS: list[Spec] = [
+    (VanillaPGPaper, {}, 0),
+    (VanillaPGPaper, {"advantage_estimator": "td", "learning_rate": LinearSchedule(1e-3, 0.0, 1.0)}, 1),
+    (VanillaPGPaper, {"stepsize_kl_target": 0.01, "gae_lambda": 0.8, "gamma": 0.9}, 2),
+    (
+        VanillaPGPaper,
+        {"normalize_advantage": True, "max_grad_norm": 0.5, "ent_coef": 0.01, "vf_coef": 0.5, "clip_range_vf": 0.2},
+        3,
+    ),
+    (VanillaPGPaper, {"normalize_advantage": False, "bootstrap_on_timeout": False}, 4),
+    (CentredGradient, {}, 5),
+    (CentredGradient, {}, 6),
 ]
 BOX_ONLY: list[Spec] = [
     (PPOClipPaper, {"clip_actions": False}, 12),

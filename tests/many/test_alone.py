@@ -11,7 +11,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, train_many
+from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, rollout_data, train_many, vanilla_pg
+from sb3_ppo_variants.many import policy_gradient, rollout
 from sb3_ppo_variants.many.actions import CategoricalActions, GaussianActions
 from sb3_ppo_variants.many.agent import Agent
 from sb3_ppo_variants.many.groups import groups_of
@@ -19,7 +20,17 @@ from sb3_ppo_variants.many.rollout import RolloutSamples
 from sb3_ppo_variants.many.stack import Stack
 from sb3_ppo_variants.many.update import Update
 from sb3_ppo_variants.rollout_data import samples_of
-from tests.many.cases import BOX_ONLY, SPECS, TOLERANCE, Spec, Truncating, alone, assert_same, distance
+from tests.many.cases import (
+    BOX_ONLY,
+    SPECS,
+    TOLERANCE,
+    VANILLA_SPECS,
+    Spec,
+    Truncating,
+    alone,
+    assert_same,
+    distance,
+)
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
 
@@ -33,6 +44,8 @@ SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
         pytest.param("Pendulum-v1", 3, SPECS[6:] + BOX_ONLY, marks=pytest.mark.slow),
         ("CartPole-v1", 1, SPECS[:6]),
         pytest.param("CartPole-v1", 2, SPECS[6:], marks=pytest.mark.slow),
+        ("InvertedPendulum-v5", 1, VANILLA_SPECS),
+        ("CartPole-v1", 2, VANILLA_SPECS),
     ],
 )
 def test_three_iterations_are_those_of_each_agent_alone(env: str, n_envs: int, specs: list[Spec]) -> None:
@@ -64,6 +77,15 @@ def test_a_truncated_minibatch_and_other_networks() -> None:
     settings["policy_kwargs"] = {"net_arch": {"pi": [8], "vf": [16, 4, 4]}, "activation_fn": th.nn.ReLU}
     for spec, model in zip(SPECS, train_many(SPECS, "CartPole-v1", 100, **settings), strict=True):
         assert_same(model, alone(spec, "CartPole-v1", 100, 1, **settings))
+
+
+@pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
+def test_a_policy_gradient_in_parts_and_truncated_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (policy_gradient, rollout, vanilla_pg, rollout_data):
+        monkeypatch.setattr(module, "EVALUATION_ROWS", 20)
+    settings: dict[str, Any] = {"n_steps": 50, "batch_size": 16, "n_epochs": 2}
+    for spec, model in zip(VANILLA_SPECS, train_many(VANILLA_SPECS, "CartPole-v1", 150, **settings), strict=True):
+        assert_same(model, alone(spec, "CartPole-v1", 150, 1, **settings))
 
 
 def test_observations_that_are_numbers_of_states() -> None:

@@ -36,6 +36,11 @@ class OwnLearn(PPOClipPaper):
         return super().learn(*args, **kwargs)
 
 
+class OwnFit(VanillaPGPaper):
+    def _value_step(self, *args: Any) -> None:
+        super()._value_step(*args)
+
+
 class ManyBits(gym.Env):
     observation_space = spaces.Box(-1, 1, (2,), np.float32)
     action_space = spaces.MultiBinary(3)
@@ -55,6 +60,12 @@ def test_agents_of_different_shapes(name: str, settings: dict[str, Any]) -> None
     agents: Any = [(PPOClipPaper, {}, 0), (PPOUnclippedPaper, settings, 3)]
     message = rf"^{name} must be the same for all agents .* agent 0 \(PPOClipPaper, seed 0\).* agent 1 \(PPOUncl"
     with pytest.raises(ValueError, match=message):
+        train_many(agents, "CartPole-v1", 32, **SMALL)
+
+
+def test_agents_whose_updates_are_different() -> None:
+    agents: Any = [(PPOClipPaper, {}, 0), (VanillaPGPaper, {}, 0)]
+    with pytest.raises(ValueError, match=r"^the update must be the same .*: it is PPO's for agent 0 .* and VanillaPG"):
         train_many(agents, "CartPole-v1", 32, **SMALL)
 
 
@@ -83,7 +94,9 @@ def test_agents_that_would_share_an_environment() -> None:
         ("the action space must be a Box or Discrete", PPOClipPaper, ManyBits, {}),
         ("weight_decay", PPOClipPaper, "CartPole-v1", {"policy_kwargs": {"optimizer_kwargs": {"weight_decay": 0.1}}}),
         ("must be Adam", PPOClipPaper, "CartPole-v1", {"policy_kwargs": {"optimizer_class": th.optim.AdamW}}),
-        ("VanillaPGPaper has a collect_rollouts of its own", VanillaPGPaper, "CartPole-v1", {}),
+        ("'baseline'", VanillaPGPaper, "CartPole-v1", {"advantage_estimator": "baseline"}),
+        ("advantage_estimator must be 'gae'", VanillaPGPaper, "CartPole-v1", {"advantage_estimator": "reinforce"}),
+        ("OwnFit has a _value_step of its own", OwnFit, "CartPole-v1", {}),
         ("OwnLoss has a _value_loss of its own", OwnLoss, "CartPole-v1", {}),
         ("OwnLearn has a learn of its own", OwnLearn, "CartPole-v1", {}),
     ],

@@ -206,10 +206,10 @@ def test_a_block_is_of_one_task_and_of_a_size(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_stacked_is_a_block_of_its_own(tmp_path: Path) -> None:
-    selection = Selection(("Hopper-v5",), ("a2c", "clip_0.2", "trpo"), (0, 1), STEPS)
+    selection = Selection(("Hopper-v5",), ("a2c", "clip_0.2", "none", "trpo", "vanilla_pg"), (0, 1), STEPS)
     blocks = blocks_of(Results(tmp_path, STEPS), selection.runs())
     assert sorted(sorted({run.setting.name for run in block.runs}) for block in blocks) == [
-        ["a2c"], ["a2c"], ["clip_0.2"], ["trpo"], ["trpo"]
+        ["a2c"], ["a2c"], ["clip_0.2", "none"], ["trpo"], ["trpo"], ["vanilla_pg"]
     ]  # fmt: skip
 
 

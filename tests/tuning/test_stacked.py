@@ -15,7 +15,7 @@ import pytest
 import torch as th
 from optuna.trial import FrozenTrial, TrialState
 
-from sb3_ppo_variants import PPOClipPaper
+from sb3_ppo_variants import PaperOnPolicyAlgorithm, PPOClipPaper, VanillaPGPaper
 from sb3_ppo_variants.resume.names import bundle_name, bundle_paths
 from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker
 from sb3_ppo_variants.tuning.objective import make_training, make_trainings
@@ -92,8 +92,8 @@ def assert_alike(scores: list[list[Score]], expected: list[list[Score]]) -> None
         assert [score.mean for score in row] == pytest.approx([score.mean for score in others], rel=1e-3)
 
 
-def policies_in(folder: Path) -> list[Any]:
-    return [PPOClipPaper.load(folder / f"seed_{seed}" / "model.zip", device="cpu") for seed in (0, 1000)]
+def policies_in(folder: Path, algorithm: type[PaperOnPolicyAlgorithm] = PPOClipPaper) -> list[Any]:
+    return [algorithm.load(folder / f"seed_{seed}" / "model.zip", device="cpu") for seed in (0, 1000)]
 
 
 def by_turns(job: Job, folder: Path) -> Turns:
@@ -109,8 +109,9 @@ def trials_of(job: Job, make: Any = None) -> list[FrozenTrial]:
     return SharedStudy(job).trials()
 
 
-def test_a_stack_learns_what_the_seeds_learn_by_turns(tmp_path: Path) -> None:
-    job = job_in(tmp_path, **NORMALIZED)
+@pytest.mark.parametrize(("name", "algorithm"), [("ppo_clip", PPOClipPaper), ("vanilla_pg", VanillaPGPaper)])
+def test_a_stack_learns_what_the_seeds_learn_by_turns(name: str, algorithm: Any, tmp_path: Path) -> None:
+    job = job_in(tmp_path, **{**NORMALIZED, "algorithm": f"{name}_paper", "space": {"learning_rate": {}}})
     th.manual_seed(5)
     np.random.seed(5)
     expected = th.rand(1), np.random.rand()
@@ -121,7 +122,8 @@ def test_a_stack_learns_what_the_seeds_learn_by_turns(tmp_path: Path) -> None:
     turned = scores_of(by_turns(job, tmp_path / "turns"), job)
     assert_alike(stacked, turned)
     assert [score.timesteps for score in stacked[1]] == [400, 400]
-    for policy, other in zip(policies_in(tmp_path / "stacked"), policies_in(tmp_path / "turns"), strict=True):
+    policies = (policies_in(tmp_path / kind, algorithm) for kind in ("stacked", "turns"))
+    for policy, other in zip(*policies, strict=True):
         assert 0.0 < distance(policy, other) < 1e-4  # as much as rounding makes, or the stack was none
     kept = [sorted(path.name for path in (tmp_path / kind / "seed_1000").iterdir()) for kind in ("stacked", "turns")]
     assert kept[0] == kept[1]
@@ -236,7 +238,11 @@ def test_an_environments_error_fails_the_trial(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "keys",
     [
-        {"algorithm": "vanilla_pg_paper", "space": {"learning_rate": {}}},
+        {
+            "algorithm": "vanilla_pg_paper",
+            "space": {"learning_rate": {}},
+            "fixed": {"advantage_estimator": "baseline"},
+        },
         {"fixed": {"use_sde": True}},
         {"fixed": {"policy_kwargs": {"optimizer_kwargs": {"weight_decay": 0.01}}}},
         {"seeds": 1},  # which is the training of ppo-variants train, bit for bit
