@@ -99,7 +99,7 @@ class UpdateMetrics:
                 self._weights[index][name] = self._weights[index].get(name, 0.0) + counted
 
     def means(self) -> list[dict[str, float]]:
-        """Of each agent, by name; 0 of one that was not training."""
+        """Of each agent, by name; all of them 0 where it was not training."""
         return [
             {name: value / (weights[name] or 1.0) for name, value in sums.items()}
             for sums, weights in zip(self._sums, self._weights, strict=True)

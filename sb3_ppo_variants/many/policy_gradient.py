@@ -5,12 +5,13 @@ Shapes: ``P`` agents, ``N`` samples of a rollout and ``M`` of a minibatch of eac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch as th
 
 from sb3_ppo_variants.many.groups import Group
+from sb3_ppo_variants.many.hooks import is_users, refusal
 from sb3_ppo_variants.many.metrics import EpochRecord, UpdateMetrics
 from sb3_ppo_variants.many.update import Minibatches, Update
 from sb3_ppo_variants.rollout_data import EVALUATION_ROWS
@@ -22,7 +23,12 @@ class PolicyGradientUpdate(Update):
     def _standardizes_batch(self, model: Any) -> bool:
         return bool(model.normalize_advantage)
 
+    def _reads_reference(self, groups: Sequence[Group]) -> bool:
+        return False
+
     def _run_epochs(self, groups: list[Group], minibatches: Minibatches, metrics: UpdateMetrics) -> None:
+        if not any(self._active):
+            return
         self._policy_step(groups, minibatches, metrics)
         for _ in range(self._models[0].n_epochs):
             self._value_epoch(minibatches, metrics)
@@ -37,7 +43,8 @@ class PolicyGradientUpdate(Update):
             record = EpochRecord(part)
             share = part["advantages"].shape[2] / n_samples
             for number in range(len(part["advantages"])):
-                self._differentiate(groups, {name: field[number] for name, field in part.items()}, record)
+                fields = {name: field[number] for name, field in part.items()}
+                self._differentiate(groups, minibatches, fields, record)
                 for total, gradient in zip(sums, gradients, strict=True):
                     total.add_(gradient, alpha=share)
             metrics.add(record, weight=share)
@@ -45,26 +52,39 @@ class PolicyGradientUpdate(Update):
             gradient.copy_(total)
         stack.optimizer.step(self._active, stack.policy_part)
 
-    def _differentiate(self, groups: list[Group], fields: dict[str, th.Tensor], record: EpochRecord) -> None:
+    def _differentiate(
+        self, groups: list[Group], minibatches: Minibatches, fields: dict[str, th.Tensor], record: EpochRecord
+    ) -> None:
         """The gradients of the policy's loss on a part of the batch, and a record of it."""
         stack = self._stack
         with th.no_grad():
             output, actor_inputs = stack.actor.forward(fields["features"])
             raw_values, _ = stack.critic.forward(fields["features"])
-        output.requires_grad_()
-        leaves = stack.actions.leaves()
-        policy_loss, entropy_bonus = self._policy_terms(groups, fields, output, raw_values, leaves, None)
-        loss = policy_loss - entropy_bonus
-        by_output, *by_leaves = th.autograd.grad(
-            loss.sum(), [output, *leaves], allow_unused=True, materialize_grads=True
+        inputs = [output.requires_grad_(), *stack.actions.leaves()]
+        policy_loss, loss = self._policy_losses(
+            groups, minibatches, fields, output, raw_values.requires_grad_(), inputs[1:]
         )
+        by_values, *found = th.autograd.grad(loss.sum(), [raw_values, *inputs], allow_unused=True)
+        self._require_none(by_values)
+        by_output, *by_leaves = [
+            th.zeros_like(each) if gradient is None else gradient for each, gradient in zip(inputs, found, strict=True)
+        ]
         with th.no_grad():
             record.add(fields, self._active, loss=loss, policy_gradient_loss=policy_loss)
             stack.actor.backward(actor_inputs, by_output)
             stack.actions.accumulate(by_leaves)
 
+    def _require_none(self, by_values: th.Tensor | None) -> None:
+        """Refuse the objective of a user's class that moves the value function in the policy's step."""
+        if by_values is None:
+            return
+        for model, gradient in zip(self._models, by_values, strict=True):
+            if is_users(type(model)) and gradient.any():
+                raise refusal(type(model), "objective", "differentiates the batch's values")
+
     def _value_epoch(self, minibatches: Minibatches, metrics: UpdateMetrics) -> None:
-        for part in minibatches.epoch(self._orders(), self._models[0].batch_size):
+        names = ("features", "returns", "old_values")
+        for part in minibatches.epoch(self._orders(), self._models[0].batch_size, names):
             value_losses = th.stack(
                 [
                     self._value_step({name: field[number] for name, field in part.items()})

@@ -38,7 +38,7 @@ _DONE_IN_ITS_PLACE = (
     "_to_environment",
     "_value_loss",
 )
-# The same of the variants of VanillaPGPaper.
+# For variants of VanillaPGPaper, which has two more.
 _DONE_IN_ITS_PLACE_OF_VANILLA_PG = (*_DONE_IN_ITS_PLACE, "_policy_step", "_value_step")
 
 # Arguments, and the reason where there is something to explain.
@@ -103,7 +103,7 @@ def _reason_against_settings(model: Any) -> str | None:
     for name, why in _MUST_BE_FALSE.items():
         if getattr(model, name):
             return f"{name} must be False{why}"
-    if getattr(model, "advantage_estimator", None) in MONTE_CARLO:
+    if isinstance(model, VanillaPGPaper) and model.advantage_estimator in MONTE_CARLO:
         return (
             f"advantage_estimator must be 'gae' or 'td', whose rollouts are all of one size; "
             f"got {model.advantage_estimator!r}"

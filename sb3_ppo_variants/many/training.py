@@ -58,12 +58,12 @@ def train_many(
     rounding. For more cores, divide the agents among processes.
 
     Agents may differ in their algorithm and in every setting that is a number, a schedule or a switch, but not in
-    ``n_steps``, ``n_envs``, ``batch_size``, ``n_epochs`` and networks. Agents of ``VanillaPGPaper``, with the
-    estimators ``"gae"`` and ``"td"``, make another update than PPO's and so stacks of their own. A surrogate of your
-    own is stacked too, where the algorithm defines no more than ``objective``, ``coefficients``, ``after_update`` and
-    ``minibatch_metrics``. ``objective`` and ``minibatch_metrics`` must then treat each agent's minibatch as
-    ``torch.func.vmap`` can, set no attribute and read neither ``policy`` nor ``rollout_buffer``; the others do not read
-    ``rollout_buffer``.
+    ``n_steps``, ``n_envs``, ``batch_size``, ``n_epochs`` and networks. Those of ``VanillaPGPaper`` (estimators
+    ``"gae"`` and ``"td"``) make another update than PPO's, so they are stacked only with one another. A surrogate of
+    your own is stacked too, where the algorithm defines no more than ``objective``, ``coefficients``,
+    ``after_update`` and ``minibatch_metrics``. ``objective`` and ``minibatch_metrics`` must then treat each agent's
+    minibatch as ``torch.func.vmap`` can, set no attribute and read neither ``policy`` nor ``rollout_buffer``; the
+    others do not read ``rollout_buffer``.
 
     An agent whose training diverges ends there, with a :class:`DivergenceWarning`; its model is as it was before that
     update. Callbacks are not called.

@@ -45,28 +45,33 @@ class Minibatches:
             self._fields["reference"] = reference.mean if isinstance(reference, Gaussian) else reference.logits[0]
         self._n_samples = samples.advantages.shape[1]
 
-    def epoch(self, orders: np.ndarray, batch_size: int) -> list[dict[str, th.Tensor]]:
+    def epoch(
+        self, orders: np.ndarray, batch_size: int, names: Sequence[str] | None = None
+    ) -> list[dict[str, th.Tensor]]:
         """Whole minibatches ``(K, P, M, …)`` by field, then the truncated one, if any, likewise with ``K`` of 1.
 
         :param orders: of the samples, ``(P, N)``
+        :param names: of the fields; None: all
         """
+        fields = self._fields if names is None else {name: self._fields[name] for name in names}
         n_agents, n_samples = orders.shape
         rows = th.from_numpy(orders + np.arange(n_agents)[:, None] * n_samples)
         whole = n_samples // batch_size * batch_size
         parts = [(rows[:, :whole], batch_size), (rows[:, whole:], n_samples - whole)]
-        return [self._take(part, size) for part, size in parts if part.shape[1]]
-
-    def _take(self, rows: th.Tensor, size: int) -> dict[str, th.Tensor]:
-        n_agents = len(rows)
-        order = rows.reshape(n_agents, -1, size).transpose(0, 1).flatten()
-        return {
-            name: field.flatten(end_dim=1).index_select(0, order).view(-1, n_agents, size, *field.shape[2:])
-            for name, field in self._fields.items()
-        }
+        return [_taken(fields, part, size) for part, size in parts if part.shape[1]]
 
     def reference(self, field: th.Tensor) -> ActionDistribution:
         """π_old's distributions at a minibatch, from its field."""
         return Categorical((field,)) if self._std is None else Gaussian(field, self._std)
+
+
+def _taken(fields: Mapping[str, th.Tensor], rows: th.Tensor, size: int) -> dict[str, th.Tensor]:
+    n_agents = len(rows)
+    order = rows.reshape(n_agents, -1, size).transpose(0, 1).flatten()
+    return {
+        name: field.flatten(end_dim=1).index_select(0, order).view(-1, n_agents, size, *field.shape[2:])
+        for name, field in fields.items()
+    }
 
 
 class Update:
@@ -100,7 +105,7 @@ class Update:
         groups = groups_of(self._models, self._constants)
         self._in_order = in_order(groups)
         self._set_coefficients()
-        minibatches = Minibatches(self._samples, any(group.needs_kl for group in groups), reference)
+        minibatches = Minibatches(self._samples, self._reads_reference(groups), reference)
         metrics = UpdateMetrics(groups)
         optimizer = self._stack.optimizer
         optimizer.begin(
@@ -138,6 +143,10 @@ class Update:
     def _standardizes_batch(self, model: Any) -> bool:
         """Whether an agent's advantages are standardised over the batch."""
         return bool(model.normalize_advantage == "batch")
+
+    def _reads_reference(self, groups: Sequence[Group]) -> bool:
+        """Whether an objective is given the KL from π_old."""
+        return any(group.needs_kl for group in groups)
 
     def _column(self, values: Sequence[Any]) -> th.Tensor:
         column = th.tensor(values)
@@ -206,9 +215,9 @@ class Update:
         output.requires_grad_()
         raw_values.requires_grad_()
         leaves = stack.actions.leaves()
-        policy_loss, entropy_bonus = self._policy_terms(groups, fields, output, raw_values, leaves, minibatches)
+        policy_loss, loss = self._policy_losses(groups, minibatches, fields, output, raw_values, leaves)
         value_loss = self._value_loss(raw_values, fields)
-        loss = policy_loss + self._vf_coef[:, 0] * value_loss - entropy_bonus
+        loss = loss + self._vf_coef[:, 0] * value_loss
         by_output, by_values, *by_leaves = th.autograd.grad(
             loss.sum(), [output, raw_values, *leaves], allow_unused=True, materialize_grads=True
         )
@@ -220,21 +229,20 @@ class Update:
             self._stop_early(fields["log_prob"], fields["old_log_prob"])
             stack.optimizer.step(self._active)
 
-    def _policy_terms(
+    def _policy_losses(
         self,
         groups: list[Group],
+        minibatches: Minibatches,
         fields: dict[str, th.Tensor],
         output: th.Tensor,
         raw_values: th.Tensor,
         leaves: list[th.Tensor],
-        minibatches: Minibatches | None,
-    ) -> tuple[th.Tensor, th.Tensor | float]:
-        """The policy's loss ``(P,)`` and the entropy bonus that is to be taken off; what they are made of is added to
-        the fields.
+    ) -> tuple[th.Tensor, th.Tensor]:
+        """The objectives' loss, and with the entropy's share, ``(P,)`` each; what they are made of joins the fields.
 
+        :param fields: of a minibatch, ``(P, M, …)``
         :param output: of the action networks, ``(P, M, n_out)``
         :param raw_values: V(s), ``(P, M, 1)``
-        :param minibatches: know π_old's distributions; None: the objectives get no KL
         """
         log_prob, entropy, distribution = self._stack.actions.evaluate(output, fields["actions"], leaves)
         fields.update(
@@ -243,11 +251,10 @@ class Update:
             values=raw_values.squeeze(-1),
             ratio=losses.probability_ratio(log_prob, fields["old_log_prob"]),
         )
-        reference = fields.pop("reference", None)
-        if reference is not None and minibatches is not None:
-            fields["kl"] = minibatches.reference(reference).kl(distribution)  # type: ignore[arg-type]
-        policy_loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
-        return policy_loss, 0.0 if self._ent_coef is None else self._ent_coef[:, 0] * entropy.mean(dim=1)
+        if "reference" in fields:
+            fields["kl"] = minibatches.reference(fields.pop("reference")).kl(distribution)  # type: ignore[arg-type]
+        loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
+        return loss, loss if self._ent_coef is None else loss - self._ent_coef[:, 0] * entropy.mean(dim=1)
 
     def _value_loss(self, raw_values: th.Tensor, fields: Mapping[str, th.Tensor]) -> th.Tensor:
         """L^VF of each agent, ``(P,)``."""

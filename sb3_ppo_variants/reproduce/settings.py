@@ -51,7 +51,8 @@ class Setting:
     :param algorithm: where its class is, ``<module>.<class>``
     :param preset: of a task
     :param own: arguments of the constructor beside the preset's
-    :param stack: with those of which name :func:`~sb3_ppo_variants.many.training.train_many` trains it; None: alone
+    :param stack: a name: :func:`~sb3_ppo_variants.many.training.train_many` trains the runs of a task whose settings
+        share it at once. None: each run is trained alone
     :param unbounded: whether it is shown a task's actions without bounds, being an algorithm that clips to them
     """
 

@@ -82,20 +82,13 @@ def _train_alone(run: Run, timesteps: int, folder: Path, reached: Reached) -> in
     """:return: the timestep at which it diverged, or None"""
     from stable_baselines3.common.env_util import make_vec_env
 
-    from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
-    from sb3_ppo_variants.resume.names import bundle_paths
-
     algorithm, arguments = run.setting.algorithm_class, run.setting.arguments(run.task)
     n_envs = run.setting.n_envs(run.task)
-    keeps_bundles = issubclass(algorithm, PaperOnPolicyAlgorithm)
-    goes_on = keeps_bundles and bool(bundle_paths(folder))
-    if not goes_on:
-        shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
+    shutil.rmtree(folder, ignore_errors=True)  # what a killed process has left
     env = make_vec_env(
         run.task,
         n_envs,
         monitor_dir=str(folder),
-        monitor_kwargs={"override_existing": not goes_on},
         wrapper_class=UnboundedActions if run.setting.unbounded else None,
     )
 
@@ -105,10 +98,7 @@ def _train_alone(run: Run, timesteps: int, folder: Path, reached: Reached) -> in
 
     try:
         model = algorithm("MlpPolicy", env, seed=run.seed, device="cpu", **arguments)
-        if keeps_bundles:
-            model.learn(timesteps, callback, run_folder=folder, resume="auto", bundle_interval=BUNDLE_INTERVAL)
-        else:
-            model.learn(timesteps, callback)
+        model.learn(timesteps, callback)
     except (FloatingPointError, ValueError) as error:
         if not _tells_of_divergence(error):
             raise

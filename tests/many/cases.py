@@ -96,7 +96,7 @@ class CentredGradient(VanillaPGPaper):
     """A user's policy gradient, with a metric; it looks at the whole batch."""
 
     def objective(self, batch: Minibatch) -> th.Tensor:
-        return batch.log_prob * (batch.advantages - batch.advantages.mean())
+        return batch.log_prob * (batch.advantages - batch.values.detach())
 
     def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
         return {"mean_value": batch.values.mean()}
@@ -111,13 +111,27 @@ VANILLA_SPECS: list[Spec] = [
         {"normalize_advantage": True, "max_grad_norm": 0.5, "ent_coef": 0.01, "vf_coef": 0.5, "clip_range_vf": 0.2},
         3,
     ),
-    (VanillaPGPaper, {"normalize_advantage": False, "bootstrap_on_timeout": False}, 4),
+    (VanillaPGPaper, {"normalize_advantage": False, "bootstrap_on_timeout": False, "vf_coef": 0}, 4),
+    (
+        VanillaPGPaper,
+        {
+            "ent_coef": LinearSchedule(0.1, 0.0, 1.0),
+            "vf_coef": LinearSchedule(1.0, 0.5, 1.0),
+            "clip_range_vf": LinearSchedule(0.5, 0.1, 1.0),
+            "max_grad_norm": 0.5,
+        },
+        7,
+    ),
     (CentredGradient, {}, 5),
     (CentredGradient, {}, 6),
 ]
 BOX_ONLY: list[Spec] = [
     (PPOClipPaper, {"clip_actions": False}, 12),
     (PPOClipPaper, {"log_std_schedule": LinearSchedule(-0.7, -1.6, 1.0)}, 13),
+]
+VANILLA_BOX_ONLY: list[Spec] = [
+    (VanillaPGPaper, {"clip_actions": False}, 8),
+    (VanillaPGPaper, {"log_std_schedule": LinearSchedule(-0.7, -1.6, 1.0), "max_grad_norm": 0.5}, 9),
 ]
 
 

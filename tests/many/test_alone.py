@@ -12,7 +12,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper, rollout_data, train_many, vanilla_pg
-from sb3_ppo_variants.many import policy_gradient, rollout
+from sb3_ppo_variants.many import policy_gradient, rollout, update
 from sb3_ppo_variants.many.actions import CategoricalActions, GaussianActions
 from sb3_ppo_variants.many.agent import Agent
 from sb3_ppo_variants.many.groups import groups_of
@@ -24,6 +24,7 @@ from tests.many.cases import (
     BOX_ONLY,
     SPECS,
     TOLERANCE,
+    VANILLA_BOX_ONLY,
     VANILLA_SPECS,
     Spec,
     Truncating,
@@ -44,7 +45,7 @@ SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
         pytest.param("Pendulum-v1", 3, SPECS[6:] + BOX_ONLY, marks=pytest.mark.slow),
         ("CartPole-v1", 1, SPECS[:6]),
         pytest.param("CartPole-v1", 2, SPECS[6:], marks=pytest.mark.slow),
-        ("InvertedPendulum-v5", 1, VANILLA_SPECS),
+        ("InvertedPendulum-v5", 1, VANILLA_SPECS + VANILLA_BOX_ONLY),
         ("CartPole-v1", 2, VANILLA_SPECS),
     ],
 )
@@ -81,7 +82,7 @@ def test_a_truncated_minibatch_and_other_networks() -> None:
 
 @pytest.mark.filterwarnings("ignore:You have specified a mini-batch size")
 def test_a_policy_gradient_in_parts_and_truncated_minibatches(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (policy_gradient, rollout, vanilla_pg, rollout_data):
+    for module in (policy_gradient, rollout, rollout_data, update, vanilla_pg):
         monkeypatch.setattr(module, "EVALUATION_ROWS", 20)
     settings: dict[str, Any] = {"n_steps": 50, "batch_size": 16, "n_epochs": 2}
     for spec, model in zip(VANILLA_SPECS, train_many(VANILLA_SPECS, "CartPole-v1", 150, **settings), strict=True):

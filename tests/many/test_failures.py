@@ -12,7 +12,7 @@ import pytest
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_ppo_variants import DivergenceWarning, PPOClipPaper, PPOUnclippedPaper, train_many
+from sb3_ppo_variants import DivergenceWarning, PPOClipPaper, PPOUnclippedPaper, VanillaPGPaper, train_many
 from tests.many.cases import alone, assert_same, distance
 
 SMALL: dict[str, Any] = {"n_steps": 64, "batch_size": 32, "n_epochs": 2}
@@ -73,9 +73,23 @@ def test_an_update_that_diverges_is_taken_back() -> None:
         assert_same(models[index], alone(specs[index], "Pendulum-v1", 128, 1, **SMALL))
 
 
-def test_when_all_agents_have_failed_the_training_ends() -> None:
+def test_a_policy_gradient_that_diverges_is_taken_back() -> None:
+    rate = {"learning_rate": lambda left: 1e38 if left < 0.6 else 1e-3}  # from the second iteration on
+    specs: Any = [(VanillaPGPaper, {}, 0), (VanillaPGPaper, rate, 1), (VanillaPGPaper, {}, 2)]
+    with pytest.warns(
+        DivergenceWarning, match=r"agent 1 .* at iteration 2 \(128 timesteps\): the training has diverged"
+    ):
+        models = train_many(specs, "Pendulum-v1", 256, **SMALL)
+    with pytest.raises(FloatingPointError, match=r"at iteration 2 \(128 timesteps\)"):
+        alone(specs[1], "Pendulum-v1", 256, 1, **SMALL)
+    for index, total in ((0, 256), (2, 256)):
+        assert_same(models[index], alone(specs[index], "Pendulum-v1", total, 1, **SMALL))
+
+
+@pytest.mark.parametrize("algorithm", [PPOClipPaper, VanillaPGPaper])
+def test_when_all_agents_have_failed_the_training_ends(algorithm: Any) -> None:
     with pytest.warns(DivergenceWarning, match="agent 0"):
-        (model,) = train_many(PPOClipPaper, make_breaking(0, 10, "reward", False), 192, seeds=[0], **SMALL)
+        (model,) = train_many(algorithm, make_breaking(0, 10, "reward", False), 192, seeds=[0], **SMALL)
     assert model.num_timesteps == 10
 
 

@@ -8,18 +8,19 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_ppo_variants import PPOClipPaper, train_many
+from sb3_ppo_variants import PaperOnPolicyAlgorithm, PPOClipPaper, PPOFixedKLPaper, VanillaPGPaper, train_many
 from sb3_ppo_variants.on_policy import Minibatch
 from tests.many.cases import alone, assert_same
 
 SMALL: dict[str, Any] = {"n_steps": 32, "batch_size": 16, "n_epochs": 2}
 
 
-class Reading(PPOClipPaper):
+class Reading(PaperOnPolicyAlgorithm):
     """Reads and sets what is each agent's own, in every hook."""
 
-    def __init_subclass__(cls, **_: Any) -> None:
-        raise AssertionError("the guard of the hooks is no variant of its own")
+    def __init_subclass__(cls, **keywords: Any) -> None:
+        assert cls.__mro__[1] is Reading, "the guard of the hooks is no variant of its own"
+        super().__init_subclass__(**keywords)
 
     def coefficients(self) -> dict[str, float]:
         return {"spread": float(self.policy.log_std.detach().exp().mean())}
@@ -28,6 +29,7 @@ class Reading(PPOClipPaper):
         assert self.ep_info_buffer is not None
         lengths = [info["l"] for info in self.ep_info_buffer]
         scale = np.mean(lengths) + 0.1 * self._n_updates + self.num_timesteps / 100
+        assert (batch.kl is not None) == (self.needs_kl and isinstance(self, PPOFixedKLPaper))
         return float(scale) * batch.coefficients["spread"] * super().objective(batch)
 
     def minibatch_metrics(self, batch: Minibatch) -> dict[str, th.Tensor]:
@@ -40,15 +42,34 @@ class Reading(PPOClipPaper):
             self.policy.log_std.clamp_(min=0.05 * (self.n_iterations + np.random.rand()))
         if self.n_iterations == 2:
             self.policy.optimizer.state.clear()
+        if self.n_iterations == 3:
+            del self.policy.optimizer.state[self.policy.value_net.weight]
+            self.normalize_advantage = True
+            self.max_grad_norm, self.ent_coef = 0.5, 0.01
         self.clip_actions = False
+        self.gamma, self.gae_lambda = 0.9, 0.5
 
 
-def test_hooks_that_read_what_is_each_agents_own() -> None:
-    specs: Any = [(Reading, {}, seed) for seed in range(3)]
-    models = train_many(specs, "InvertedPendulum-v5", 4 * 32, **SMALL)
+class ReadingClip(Reading, PPOClipPaper):
+    pass
+
+
+class ReadingKL(Reading, PPOFixedKLPaper):
+    def coefficients(self) -> dict[str, float]:
+        return Reading.coefficients(self) | PPOFixedKLPaper.coefficients(self)
+
+
+class ReadingGradient(Reading, VanillaPGPaper):
+    needs_kl = True
+
+
+@pytest.mark.parametrize("algorithm", [ReadingClip, ReadingKL, ReadingGradient])
+def test_hooks_that_read_what_is_each_agents_own(algorithm: Any) -> None:
+    specs: Any = [(algorithm, {}, seed) for seed in range(3)]
+    models = train_many(specs, "InvertedPendulum-v5", 5 * 32, **SMALL)
     for spec, model in zip(specs, models, strict=True):
-        assert type(model) is Reading
-        assert_same(model, alone(spec, "InvertedPendulum-v5", 4 * 32, 1, **SMALL))
+        assert type(model) is algorithm
+        assert_same(model, alone(spec, "InvertedPendulum-v5", 5 * 32, 1, **SMALL))
         assert model.logger.name_to_value["hook/seed"] == model.seed
 
 
@@ -98,6 +119,11 @@ class AdaptingToRewards(PPOClipPaper):
         self.target_kl = 1 + float(self.rollout_buffer.rewards.std())
 
 
+class FittingValues(VanillaPGPaper):
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        return batch.log_prob * (batch.returns - batch.values)
+
+
 class Freezing(PPOClipPaper):
     def after_update(self, kl: float) -> None:
         self.policy.log_std.requires_grad_(False)
@@ -115,6 +141,7 @@ class Lengthening(PPOClipPaper):
         (PenalisedByAnotherName, "objective reads self.learned,"),
         (Catching, "objective reads self.policy,"),
         (Counting, "objective sets self.calls,"),
+        (FittingValues, "objective differentiates the batch's values,"),
         (MeasuringRewards, "minibatch_metrics reads self.rollout_buffer,"),
         (ScaledByRewards, "coefficients reads self.rollout_buffer,"),
         (AdaptingToRewards, "after_update reads self.rollout_buffer,"),

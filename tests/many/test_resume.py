@@ -14,7 +14,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import load_results
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_ppo_variants import BundleError, PPOAdaptiveKLPaper, PPOClipPaper, train_many
+from sb3_ppo_variants import BundleError, PPOAdaptiveKLPaper, PPOClipPaper, VanillaPGPaper, train_many
 from sb3_ppo_variants.resume.names import bundle_paths
 from tests.many.cases import assert_same, distance
 from tests.resume.runs import RandomWalk, moments, progress, scramble
@@ -22,6 +22,7 @@ from tests.resume.runs import RandomWalk, moments, progress, scramble
 # An iteration is two episodes, so that none is under way where one ends.
 SMALL: dict[str, Any] = {"n_steps": 16, "batch_size": 8, "n_epochs": 2, "stepsize_kl_target": 0.01}
 SPECS: Any = [(PPOAdaptiveKLPaper, {}, 0), (PPOClipPaper, {"learning_rate": lambda left: 1e-3 * left}, 1)]
+VANILLA_SPECS: Any = [(VanillaPGPaper, {}, 0), (VanillaPGPaper, {"learning_rate": lambda left: 1e-3 * left}, 1)]
 TOTAL = 5 * 16
 
 
@@ -67,11 +68,14 @@ def interrupted(folder: Path, how: Any = KeyboardInterrupt, **arguments: Any) ->
     scramble()
 
 
-@pytest.mark.parametrize("how", [KeyboardInterrupt, OSError, signal.SIGTERM])
-def test_an_interrupted_training_goes_on(tmp_path: Path, how: Any) -> None:
-    expected = train(tmp_path / "whole")
-    interrupted(tmp_path / "cut", how)
-    models = train(tmp_path / "cut", resume=True)
+@pytest.mark.parametrize(
+    ("how", "specs"),
+    [(KeyboardInterrupt, SPECS), (OSError, SPECS), (signal.SIGTERM, SPECS), (KeyboardInterrupt, VANILLA_SPECS)],
+)
+def test_an_interrupted_training_goes_on(tmp_path: Path, how: Any, specs: Any) -> None:
+    expected = train(tmp_path / "whole", specs=specs)
+    interrupted(tmp_path / "cut", how, specs=specs)
+    models = train(tmp_path / "cut", specs=specs, resume=True)
     for index, (model, other) in enumerate(zip(models, expected, strict=True)):
         assert_same(model, other)
         assert len(moments(model)) == len(moments(other))
@@ -108,11 +112,12 @@ def test_agents_whose_bundles_are_of_different_iterations(tmp_path: Path) -> Non
         assert_same(model, other)
 
 
-def test_one_agent_goes_on_alone(tmp_path: Path) -> None:
-    expected = train(tmp_path / "whole")
-    interrupted(tmp_path / "cut")
+@pytest.mark.parametrize("specs", [SPECS, VANILLA_SPECS])
+def test_one_agent_goes_on_alone(tmp_path: Path, specs: Any) -> None:
+    expected = train(tmp_path / "whole", specs=specs)
+    interrupted(tmp_path / "cut", specs=specs)
     folder = tmp_path / "cut" / "agent_001"
-    algorithm, own, seed = SPECS[1]
+    algorithm, own, seed = specs[1]
     env = make_vec_env(Walk, monitor_dir=str(folder), monitor_kwargs={"override_existing": False})
     OPENED.append(env)
     model = algorithm("MlpPolicy", env, seed=seed, device="cpu", **SMALL, **own)
