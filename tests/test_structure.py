@@ -80,7 +80,7 @@ def test_many_trainings_stand_on_the_algorithms_and_only_studies_and_the_reprodu
     assert len(paths) > 8
     for path in paths:
         imported = {name.split(".")[1] for name in imported_modules(path) if name.startswith("sb3_ppo_variants.")}
-        assert not imported & {"zoo", "tuning", "cli", "envs", "schema", "vanilla_pg"}, path
+        assert not imported & {"zoo", "tuning", "cli", "envs", "schema"}, path
     for path in PACKAGE.rglob("*.py"):
         if path.parent.name not in ("many", "reproduce", "tuning") and path.name != "__init__.py":
             assert not any(name.startswith("sb3_ppo_variants.many") for name in imported_modules(path)), path

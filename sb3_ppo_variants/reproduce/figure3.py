@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from sb3_ppo_variants.reproduce.results import Row
 from sb3_ppo_variants.reproduce.scores import raw_scores
 from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, SETTINGS, Selection, selected
 from sb3_ppo_variants.reproduce.table1 import ended_early, made_with, spread
-from sb3_ppo_variants.reproduce.tables import counted, markdown, plain
+from sb3_ppo_variants.reproduce.tables import counted, markdown, number, plain
 from sb3_ppo_variants.reproduce.training import train_runs
 
 TIMESTEPS = 1_000_000
@@ -106,7 +107,7 @@ def described(selection: Selection, rows: Sequence[Row], render: Any = plain) ->
         [_label(name), *(spread(raw[place, :, task]) for task in range(len(selection.tasks)))]
         for place, name in enumerate(selection.settings)
     ]
-    ends = [f"{PAPER_ENDS[task]}" if task in PAPER_ENDS else "–" for task in selection.tasks]
+    ends = [number(PAPER_ENDS.get(task, math.nan), "g") for task in selection.tasks]
     cells.append(["the paper's PPO, about", *ends])
     title = "Mean return of the last 100 episodes: mean over seeds ± half the range"
     notes = [made_with(rows)]

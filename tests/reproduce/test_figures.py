@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from sb3_ppo_variants import PPOClipPaper
 from sb3_ppo_variants.presets import TABLE_1
 from sb3_ppo_variants.reproduce.figure1 import figure1, term
 from sb3_ppo_variants.reproduce.figure2 import figure2
-from sb3_ppo_variants.reproduce.figure3 import figure3
-from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS
+from sb3_ppo_variants.reproduce.figure3 import SEEDS, TIMESTEPS, described, figure3
+from sb3_ppo_variants.reproduce.places import shipped_results
+from sb3_ppo_variants.reproduce.results import Results
+from sb3_ppo_variants.reproduce.settings import FIGURE_3_SETTINGS, selected
+from sb3_ppo_variants.reproduce.tables import markdown
 from tests.reproduce.pretended import pretend
 
 
@@ -89,5 +93,17 @@ def test_figure_3_of_pretended_runs(tmp_path: Path) -> None:
     assert [path.name for path in figure.files] == ["figure3.txt", "figure3.md", "figure3.png", "figure3.svg"]
     assert len(figure.rows) == 2 * 2 * len(FIGURE_3_SETTINGS)
     text = figure.files[0].read_text()
-    assert "the paper's PPO, about" in text
+    assert re.search(r"the paper's PPO, about +2300 +−7\n", text)
     assert "Not the paper's experiment: 5,000 timesteps" in text
+
+
+def test_the_results_of_figure_3_that_ship_are_told_as_they_are() -> None:
+    everything = selected(FIGURE_3_SETTINGS, None, None, SEEDS, TIMESTEPS)
+    rows = Results(shipped_results(), TIMESTEPS).rows(everything.runs())
+    missing = {run.setting.name for run in everything.runs() if run not in rows}
+    complete = selected(FIGURE_3_SETTINGS, None, set(everything.settings) - missing, SEEDS, TIMESTEPS)
+    page = Path(shipped_results().parent, "docs/reproduction.md").read_text()
+    assert f"{len(rows)} of its {len(everything.runs())} runs" in page
+    table = described(complete, [rows[run] for run in complete.runs()], markdown)
+    for line in re.findall(r"^\|.*\|$", table, re.MULTILINE):
+        assert line in page
