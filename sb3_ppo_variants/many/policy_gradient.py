@@ -64,23 +64,20 @@ class PolicyGradientUpdate(Update):
         policy_loss, loss = self._policy_losses(
             groups, minibatches, fields, output, raw_values.requires_grad_(), inputs[1:]
         )
-        by_values, *found = th.autograd.grad(loss.sum(), [raw_values, *inputs], allow_unused=True)
-        self._require_none(by_values)
-        by_output, *by_leaves = [
-            th.zeros_like(each) if gradient is None else gradient for each, gradient in zip(inputs, found, strict=True)
-        ]
+        by_output, *by_leaves = th.autograd.grad(loss.sum(), inputs, allow_unused=True, materialize_grads=True)
         with th.no_grad():
             record.add(fields, self._active, loss=loss, policy_gradient_loss=policy_loss)
             stack.actor.backward(actor_inputs, by_output)
             stack.actions.accumulate(by_leaves)
 
-    def _require_none(self, by_values: th.Tensor | None) -> None:
-        """Refuse the objective of a user's class that moves the value function in the policy's step."""
-        if by_values is None:
-            return
-        for model, gradient in zip(self._models, by_values, strict=True):
-            if is_users(type(model)) and gradient.any():
-                raise refusal(type(model), "objective", "differentiates the batch's values")
+    def _objectives(self, groups: list[Group], fields: Mapping[str, th.Tensor]) -> list[th.Tensor]:
+        """As the base class's; that of a user's class must leave the value function alone."""
+        objectives = super()._objectives(groups, fields)
+        for group, objective in zip(groups, objectives, strict=True):
+            kind = type(self._models[group.indices[0]])
+            if is_users(kind) and _depends(objective, fields["values"]):
+                raise refusal(kind, "objective", "differentiates the batch's values")
+        return objectives
 
     def _value_epoch(self, minibatches: Minibatches, metrics: UpdateMetrics) -> None:
         names = ("features", "returns", "old_values")
@@ -108,3 +105,11 @@ class PolicyGradientUpdate(Update):
             stack.critic.backward(inputs, by_values)
             stack.optimizer.step(self._active, stack.value_part)
         return loss.detach()
+
+
+def _depends(objective: th.Tensor, values: th.Tensor) -> bool:
+    """Whether a gradient by the values comes of an objective, be it 0."""
+    if not objective.requires_grad:
+        return False
+    (gradient,) = th.autograd.grad(objective.sum(), values, retain_graph=True, allow_unused=True)
+    return gradient is not None

@@ -253,8 +253,12 @@ class Update:
         )
         if "reference" in fields:
             fields["kl"] = minibatches.reference(fields.pop("reference")).kl(distribution)  # type: ignore[arg-type]
-        loss = -self._in_order(th.cat([group.objective(fields) for group in groups])).mean(dim=1)
+        loss = -self._in_order(th.cat(self._objectives(groups, fields))).mean(dim=1)
         return loss, loss if self._ent_coef is None else loss - self._ent_coef[:, 0] * entropy.mean(dim=1)
+
+    def _objectives(self, groups: list[Group], fields: Mapping[str, th.Tensor]) -> list[th.Tensor]:
+        """Each group's objective of each sample, ``(G, M)``."""
+        return [group.objective(fields) for group in groups]
 
     def _value_loss(self, raw_values: th.Tensor, fields: Mapping[str, th.Tensor]) -> th.Tensor:
         """L^VF of each agent, ``(P,)``."""

@@ -17,14 +17,14 @@ from sb3_ppo_variants.reproduce.results import Row, rounded, versions
 from sb3_ppo_variants.reproduce.settings import Run
 
 BUNDLE_INTERVAL = 60.0
-"""seconds between two bundles of a run: what a killed process loses at most"""
+"""seconds between two bundles of a stacked run: what a killed process loses of it at most"""
 
 Reached = Callable[[int], object]
 """is told the timesteps that each run has reached: after each iteration, step of the environments or episode"""
 
 
 def train_runs(runs: Sequence[Run], timesteps: int, folder: Path, reached: Reached) -> list[Row]:
-    """Train runs of one task, and go on where an earlier process has left them.
+    """Train runs of one task. Stacked ones go on where an earlier process has left them; one alone begins anew.
 
     :param runs: several, if all of their settings are of one ``stack``; else one
     :param timesteps: of each

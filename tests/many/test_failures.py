@@ -74,7 +74,7 @@ def test_an_update_that_diverges_is_taken_back() -> None:
 
 
 def test_a_policy_gradient_that_diverges_is_taken_back() -> None:
-    rate = {"learning_rate": lambda left: 1e38 if left < 0.6 else 1e-3}  # from the second iteration on
+    rate = {"learning_rate": lambda left: 1e38 if left < 0.6 else 3e-4}  # from the second iteration on
     specs: Any = [(VanillaPGPaper, {}, 0), (VanillaPGPaper, rate, 1), (VanillaPGPaper, {}, 2)]
     with pytest.warns(
         DivergenceWarning, match=r"agent 1 .* at iteration 2 \(128 timesteps\): the training has diverged"
@@ -82,8 +82,9 @@ def test_a_policy_gradient_that_diverges_is_taken_back() -> None:
         models = train_many(specs, "Pendulum-v1", 256, **SMALL)
     with pytest.raises(FloatingPointError, match=r"at iteration 2 \(128 timesteps\)"):
         alone(specs[1], "Pendulum-v1", 256, 1, **SMALL)
-    for index, total in ((0, 256), (2, 256)):
-        assert_same(models[index], alone(specs[index], "Pendulum-v1", total, 1, **SMALL))
+    assert distance(models[1], alone((VanillaPGPaper, {}, 1), "Pendulum-v1", 64, 1, **SMALL)) < 1e-5
+    for index in (0, 2):
+        assert_same(models[index], alone(specs[index], "Pendulum-v1", 256, 1, **SMALL))
 
 
 @pytest.mark.parametrize("algorithm", [PPOClipPaper, VanillaPGPaper])

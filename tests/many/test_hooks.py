@@ -124,6 +124,11 @@ class FittingValues(VanillaPGPaper):
         return batch.log_prob * (batch.returns - batch.values)
 
 
+class FittingValuesToNothing(VanillaPGPaper):
+    def objective(self, batch: Minibatch) -> th.Tensor:
+        return super().objective(batch) + 0.0 * batch.values
+
+
 class Freezing(PPOClipPaper):
     def after_update(self, kl: float) -> None:
         self.policy.log_std.requires_grad_(False)
@@ -141,6 +146,7 @@ class Lengthening(PPOClipPaper):
         (PenalisedByAnotherName, "objective reads self.learned,"),
         (Catching, "objective reads self.policy,"),
         (Counting, "objective sets self.calls,"),
+        (FittingValuesToNothing, "objective differentiates the batch's values,"),
         (FittingValues, "objective differentiates the batch's values,"),
         (MeasuringRewards, "minibatch_metrics reads self.rollout_buffer,"),
         (ScaledByRewards, "coefficients reads self.rollout_buffer,"),
