@@ -204,7 +204,7 @@ class MujocoStepper(PlainStepper):
         self._task: Task = kind[0](self._bases)
         counting = [_wrappers(env) for env in self._envs]
         self._monitors: list[Any] = [_only(Monitor, wrappers) for wrappers in counting]
-        self._limits: list[Any] = [_only(TimeLimit, wrappers) for wrappers in counting]
+        self._limits: list[Any] = [_time_limit(wrappers) for wrappers in counting]
         # Each environment's controls are copied from a row of this.
         self._controls = np.zeros((len(self._envs), self._bases[0].model.nu))
         self._worlds = [
@@ -297,13 +297,30 @@ def _only(kind: type, layers: Sequence[gym.Env]) -> Any:
     return found[0] if len(found) == 1 else None
 
 
+def _is_time_limit(layer: gym.Env) -> bool:
+    """Whether a wrapper is gymnasium's, or the one that rl_zoo3 puts in its place as soon as it is imported.
+
+    The latter differs at the last step of an episode alone, which the wrappers make themselves.
+    """
+    kind = type(layer)
+    return kind is TimeLimit or (kind.__module__, kind.__name__) == ("rl_zoo3.gym_patches", "PatchedTimeLimit")
+
+
+def _time_limit(layers: Sequence[gym.Env]) -> Any:
+    """The layer that limits an episode's length, where there is just one; else None."""
+    found = [layer for layer in layers if _is_time_limit(layer)]
+    return found[0] if len(found) == 1 else None
+
+
 def _task_inside(env: gym.Env) -> Any:
     """The kind of MuJoCo task in wrappers all of whose doings are known; None for any other environment."""
     *wrappers, base = _wrappers(env)
     monitor = _only(Monitor, wrappers)
-    if monitor is None or monitor.info_keywords or _only(TimeLimit, wrappers) is None:
+    if monitor is None or monitor.info_keywords or _time_limit(wrappers) is None:
         return None
-    known = all(type(wrapper) in (Monitor, TimeLimit, OrderEnforcing, PassiveEnvChecker) for wrapper in wrappers)
+    known = all(
+        type(wrapper) in (Monitor, OrderEnforcing, PassiveEnvChecker) or _is_time_limit(wrapper) for wrapper in wrappers
+    )
     if not known or any("step" in vars(layer) for layer in (*wrappers, base)):
         return None
     return task_of(base)

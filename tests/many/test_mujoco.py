@@ -144,6 +144,19 @@ def test_steps_are_those_of_the_environments(env_id: str, settings: list[Setting
     assert_steps_equal(env_id, settings, 25, 2, tmp_path)
 
 
+@pytest.mark.parametrize("limit", [3, 25])
+def test_steps_within_the_time_limit_of_rl_zoo3(limit: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    owners = (gym.wrappers, gym.wrappers.common, gym.envs.registration)
+    for owner in owners:  # afterwards what the import replaces is put back
+        monkeypatch.setattr(owner, "TimeLimit", getattr(owner, "TimeLimit", TimeLimit), raising=False)
+    from rl_zoo3.gym_patches import PatchedTimeLimit
+
+    for owner in owners:
+        monkeypatch.setattr(owner, "TimeLimit", PatchedTimeLimit)
+    assert isinstance(gym.make("Hopper-v5"), PatchedTimeLimit)
+    assert_steps_equal("Hopper-v5", [{}, UPRIGHT[0]], limit, 2, tmp_path)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("env_id", "settings"), CASES)
 def test_thousands_of_steps_are_those_of_the_environments(
