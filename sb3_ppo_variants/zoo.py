@@ -63,8 +63,8 @@ VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
 BEST_FOLDER = "best"
 NORMALISER = "vecnormalize.pkl"
-# An agent plays without them: they cut its training into episodes and change nothing that it observes.
-TRAINING_WRAPPERS = ("sb3_ppo_variants.envs.wrappers.EpisodePerFlag",)
+# An agent plays without them: they change the rewards and ends of its training and nothing that it observes.
+TRAINING_WRAPPERS = tuple(f"sb3_ppo_variants.envs.wrappers.{name}" for name in ("EpisodePerFlag", "StrideReward"))
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.

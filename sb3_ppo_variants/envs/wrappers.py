@@ -1,6 +1,6 @@
-"""A wrapper of the flagrun tasks, for training."""
+"""Wrappers of the humanoid tasks, for training."""
 
-from math import atan2
+from math import atan2, inf
 from typing import Any
 
 import gymnasium as gym
@@ -8,9 +8,15 @@ import numpy as np
 from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
-from sb3_ppo_variants.arguments import shown
+from sb3_ppo_variants.arguments import require, shown
+from sb3_ppo_variants.envs.humanoid import MOTORS
+from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid, checked_number
 
 Observation = NDArray[np.float32]
+
+_RIGHT_HIP, _LEFT_HIP = (list(MOTORS).index(f"{side}_hip_y") for side in ("right", "left"))
+LONGEST_STRIDE = 1.0
+"""Difference of the hips beyond which a longer stride earns no more, in halves of a hip's range (70°)."""
 
 
 class EpisodePerFlag(gym.Wrapper[Observation, Observation, Observation, Observation], RecordConstructorArgs):
@@ -71,3 +77,89 @@ class EpisodePerFlag(gym.Wrapper[Observation, Observation, Observation, Observat
 
     def _read(self, info: dict[str, Any]) -> None:
         self._flag, self._target = info["flag"], info["target"]
+
+
+class StrideReward(gym.Wrapper[Observation, Observation, Observation, Observation], RecordConstructorArgs):
+    """Adds to a humanoid's reward in training: for hips that swing against each other, against hips near their limits.
+
+    The first gait that training finds without it runs with both thighs as far back as they go and trips along from
+    shank and pelvis (`docs/agents.md`). At a limit a hip's torque moves nothing, so that neither noise nor gradient
+    leads out. With q the position of a hip's swing forward and backward (`hip_y`, its limits ±1), a step that is not a
+    fall earns
+
+    - `bonus` · min(|q_right − q_left|, 1), but only for `patience` steps after the other leg came forward, by more than
+      `threshold`: standing with one leg forward earns nothing for long;
+    - `limit_cost` · (|q| − `limit_start`) / (1 − `limit_start`) for each hip beyond `limit_start`.
+
+    The sum is in `info` as `reward_stride`, after the task's own terms. Observations and ends of episodes are the
+    task's, so that an agent needs no wrapper to play; SB3's ``Monitor`` between task and wrapper, where
+    ``make_vec_env`` puts it, and with it ``EvalCallback``, tells the task's own return. It is reward shaping, and moves
+    the optimum: train without it in the end.
+
+    :param env: a humanoid task.
+    :param bonus: per step and half of a hip's range; at or above zero.
+    :param threshold: difference of the hips from which a leg counts as the one in front; above zero.
+    :param patience: steps that a leg may stay in front; at least 1.
+    :param limit_start: position from which `limit_cost` rises, 0 to 1 (1 excluded).
+    :param limit_cost: of a step with one hip at its limit; at or below zero.
+    :raises ValueError: `env` is no humanoid task, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Observation, Observation],
+        bonus: float = 1.0,
+        threshold: float = 0.3,
+        patience: int = 40,
+        limit_start: float = 0.6,
+        limit_cost: float = -0.5,
+    ) -> None:
+        if not isinstance(env.unwrapped, RoboschoolHumanoid):
+            raise ValueError(f"env must be a humanoid task, such as RoboschoolHumanoid-v1; got {shown(env)}")
+        require("threshold", threshold, "a finite number > 0", lambda value: 0 < value < inf)
+        require("patience", patience, "an integer >= 1", lambda value: value >= 1, integer=True)
+        require("limit_start", limit_start, "a number >= 0 and < 1", lambda value: 0 <= value < 1)
+        RecordConstructorArgs.__init__(
+            self,
+            bonus=bonus,
+            threshold=threshold,
+            patience=patience,
+            limit_start=limit_start,
+            limit_cost=limit_cost,
+        )
+        super().__init__(env)
+        self._task = env.unwrapped
+        self._bonus = checked_number("bonus", bonus, low=0.0)
+        self._threshold = threshold
+        self._patience = patience
+        self._limit_start = limit_start
+        self._limit_cost = checked_number("limit_cost", limit_cost, high=0.0)
+        self._right_leads: bool | None = None
+        self._age = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """As the task's; no leg is in front yet."""
+        self._right_leads, self._age = None, 0
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """As the task's, with the reward's addition."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        added = 0.0 if terminated else self._added()
+        return observation, float(reward) + added, terminated, truncated, {**info, "reward_stride": added}
+
+    def _added(self) -> float:
+        positions = self._task.robot.joint_position
+        right, left = positions[_RIGHT_HIP], positions[_LEFT_HIP]
+        # A larger position is further back.
+        stride = abs(right - left)
+        self._age += 1
+        if stride > self._threshold and (right < left) is not self._right_leads:
+            self._right_leads, self._age = right < left, 0
+        beyond = sum(max(0.0, abs(q) - self._limit_start) for q in (right, left))
+        added = self._limit_cost * beyond / (1.0 - self._limit_start)
+        if self._age < self._patience:
+            added += self._bonus * min(stride, LONGEST_STRIDE)
+        return added

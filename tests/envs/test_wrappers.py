@@ -1,4 +1,4 @@
-"""The wrapper that ends a training episode of flagrun with each flag."""
+"""The wrappers for training the humanoids."""
 
 from typing import Any
 
@@ -9,7 +9,8 @@ from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_ppo_variants import PPOClipPaper
-from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
+from sb3_ppo_variants.envs.humanoid import MOTORS
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, StrideReward
 
 FLAGRUN = "RoboschoolHumanoidFlagrun-v1"
 TIMEOUT = 7
@@ -164,3 +165,116 @@ def test_another_task_is_refused() -> None:
     for name in ("RoboschoolHumanoid-v1", "Pendulum-v1"):
         with pytest.raises(ValueError, match="env must be a flagrun task, such as RoboschoolHumanoidFlagrun-v1; got <"):
             EpisodePerFlag(gym.make(name))
+
+
+HUMANOID = "RoboschoolHumanoid-v1"
+HIPS = [list(MOTORS).index(name) for name in ("right_hip_y", "left_hip_y")]
+
+
+def strides(monkeypatch: pytest.MonkeyPatch, hips: list[tuple[float, float]], **arguments: Any) -> list[float]:
+    """What the wrapper adds on successive steps with the right and the left hip at these positions."""
+    wrapped = StrideReward(gym.make(HUMANOID, disable_env_checker=True), **arguments)
+    task: Any = wrapped.unwrapped
+    wrapped.reset(seed=0)
+    rewards = []
+    for right, left in hips:
+        positions = [0.5] * len(MOTORS)
+        positions[HIPS[0]], positions[HIPS[1]] = right, left
+        task.robot.joint_position = positions
+        monkeypatch.setattr(task, "step", lambda _: (np.zeros(44, np.float32), 7.0, False, False, {"told": 1}))
+        _, reward, terminated, truncated, info = wrapped.step(np.zeros(17, np.float32))
+        added = info.pop("reward_stride")
+        assert (reward, terminated, truncated, info) == (7.0 + added, False, False, {"told": 1})
+        rewards.append(added)
+    wrapped.close()
+    return rewards
+
+
+def test_hips_apart_earn_up_to_half_of_their_range(monkeypatch: pytest.MonkeyPatch) -> None:
+    hips = [(0.0, 0.0), (0.2, -0.2), (-0.5, 0.5), (0.59, -0.59)]
+    for bonus in (1.0, 3.0):
+        added = strides(monkeypatch, hips, bonus=bonus)
+        assert added == pytest.approx([0.0, 0.4 * bonus, bonus, bonus])
+
+
+def test_left_and_right_earn_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    hips = [(0.1, -0.4), (0.9, -0.7), (-0.2, 0.2), (-0.3, 1.01)]
+    assert strides(monkeypatch, hips) == strides(monkeypatch, [(left, right) for right, left in hips])
+
+
+def test_a_leg_that_stays_in_front_earns_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first step brings a leg forward; from the third on it has been there too long, until the other comes.
+    ahead, behind, near = (-0.2, 0.2), (0.2, -0.2), (0.1, -0.1)
+    hips = [ahead, ahead, ahead, ahead, near, behind, behind, near, behind, ahead]
+    added = strides(monkeypatch, hips, patience=2)
+    assert added == pytest.approx([0.4, 0.4, 0.0, 0.0, 0.0, 0.4, 0.4, 0.0, 0.0, 0.4])
+    # Less than the threshold apart, no leg is in front: what is earned at first ends.
+    assert strides(monkeypatch, [near] * 4, patience=3) == pytest.approx([0.2, 0.2, 0.0, 0.0])
+    assert strides(monkeypatch, [near] * 4, patience=3, threshold=0.1) == pytest.approx([0.2, 0.2, 0.2, 0.0])
+
+
+def test_hips_near_their_limits_cost(monkeypatch: pytest.MonkeyPatch) -> None:
+    hips = [(0.6, 0.6), (0.8, 0.8), (-1.0, -1.0), (1.0, 0.5)]
+    added = strides(monkeypatch, hips, bonus=0.0, limit_start=0.6, limit_cost=-0.5)
+    assert added == pytest.approx([0.0, -0.5, -1.0, -0.5])
+    assert strides(monkeypatch, hips, bonus=0.0, limit_start=0.5, limit_cost=-0.2)[1] == pytest.approx(-0.24)
+
+
+def test_all_but_the_reward_is_the_tasks_and_a_fall_is_paid_as_it_is() -> None:
+    plain, wrapped = gym.make(HUMANOID), StrideReward(gym.make(HUMANOID))
+    np.testing.assert_array_equal(wrapped.reset(seed=3)[0], plain.reset(seed=3)[0])
+    added = []
+    for action in actions(200):
+        there, reward, *over, told = plain.step(action)
+        here, more, *same, info = wrapped.step(action)
+        np.testing.assert_array_equal(here, there)
+        assert same == over
+        added.append(info.pop("reward_stride"))
+        assert info == told
+        assert more == reward + added[-1]
+        if over[0]:
+            break
+    assert over[0]
+    assert added[-1] == 0.0
+    assert np.ptp(added) > 0.1
+
+
+def test_an_episode_starts_with_no_leg_in_front(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrapped = StrideReward(gym.make(HUMANOID), patience=3)
+    task: Any = wrapped.unwrapped
+    for _ in range(2):
+        wrapped.reset(seed=0)
+        monkeypatch.setattr(task, "step", lambda _: (np.zeros(44, np.float32), 0.0, False, False, {}))
+        positions = [0.0] * len(MOTORS)
+        positions[HIPS[0]] = 0.4
+        task.robot.joint_position = positions
+        earned = [wrapped.step(np.zeros(17, np.float32))[1] for _ in range(5)]
+        assert earned == pytest.approx([0.4, 0.4, 0.4, 0.0, 0.0])
+        monkeypatch.undo()
+
+
+def test_monitors_and_evaluations_tell_the_tasks_own_return() -> None:
+    env = make_vec_env(HUMANOID, 1, wrapper_class=StrideReward, wrapper_kwargs={"bonus": 100.0})
+    plain = make_vec_env(HUMANOID, 1)
+    returns = []
+    for vec_env in (env, plain):
+        vec_env.seed(0)
+        model = PPOClipPaper("MlpPolicy", vec_env, seed=0)
+        returns.append(evaluate_policy(model, vec_env, n_eval_episodes=2))
+    assert returns[0] == returns[1]
+
+
+def test_what_the_stride_reward_takes() -> None:
+    with pytest.raises(ValueError, match="env must be a humanoid task, such as RoboschoolHumanoid-v1"):
+        StrideReward(gym.make("Pendulum-v1"))
+    wrong: list[tuple[str, Any, str]] = [
+        ("bonus", -1.0, "bonus must be a finite number >= 0"),
+        ("threshold", 0.0, "threshold must be a finite number > 0"),
+        ("patience", 0, "patience must be an integer >= 1"),
+        ("limit_start", 1.0, "limit_start must be a number >= 0 and < 1"),
+        ("limit_cost", 0.1, "limit_cost must be a finite number <= 0"),
+    ]
+    with gym.make(HUMANOID) as env:
+        for name, value, message in wrong:
+            with pytest.raises(ValueError, match=message):
+                StrideReward(env, **{name: value})
