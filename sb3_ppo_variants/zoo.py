@@ -64,7 +64,9 @@ VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 BEST_FOLDER = "best"
 NORMALISER = "vecnormalize.pkl"
 # An agent plays without them: they change the rewards and ends of its training and nothing that it observes.
-TRAINING_WRAPPERS = tuple(f"sb3_ppo_variants.envs.wrappers.{name}" for name in ("EpisodePerFlag", "StrideReward"))
+TRAINING_WRAPPERS = tuple(
+    f"sb3_ppo_variants.envs.wrappers.{name}" for name in ("EpisodePerFlag", "FlagCurriculum", "StrideReward")
+)
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
 # rl_zoo3 cannot do without these.

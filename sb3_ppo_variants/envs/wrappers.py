@@ -1,6 +1,6 @@
 """Wrappers of the humanoid tasks, for training."""
 
-from math import atan2, inf
+from math import atan2, cos, inf, pi, sin
 from typing import Any
 
 import gymnasium as gym
@@ -9,8 +9,9 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_ppo_variants.arguments import require, shown
+from sb3_ppo_variants.envs.flagrun import RoboschoolHumanoidFlagrun
 from sb3_ppo_variants.envs.humanoid import MOTORS
-from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid, checked_number
+from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid, checked_number, checked_pair
 
 Observation = NDArray[np.float32]
 
@@ -38,8 +39,7 @@ class EpisodePerFlag(gym.Wrapper[Observation, Observation, Observation, Observat
     """
 
     def __init__(self, env: gym.Env[Observation, Observation]) -> None:
-        if not (hasattr(env.unwrapped, "flag_timeout") and hasattr(env.unwrapped, "robot")):
-            raise ValueError(f"env must be a flagrun task, such as RoboschoolHumanoidFlagrun-v1; got {shown(env)}")
+        _require_flagrun(env)
         if env.observation_space != env.unwrapped.observation_space:
             raise ValueError("env must have the task's own observations: put EpisodePerFlag inside other wrappers")
         RecordConstructorArgs.__init__(self)
@@ -163,3 +163,100 @@ class StrideReward(gym.Wrapper[Observation, Observation, Observation, Observatio
         if self._age < self._patience:
             added += self._bonus * min(stride, LONGEST_STRIDE)
         return added
+
+
+class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observation], RecordConstructorArgs):
+    """Plants flagrun's flags in front of the robot at first, and further to its sides and back as it learns to turn.
+
+    A humanoid that runs straight ahead falls at its first sharp turn, and learns little from it. Here each flag
+    lies in a direction that is uniform within ± an angle of the torso's yaw. The angle begins with `start` and
+    widens by `widen` with each flag that the robot faces when it reaches it or time is up; it narrows by `narrow`,
+    down to `start`, with each flag that it does not face then, and with a fall. It settles where narrow / (widen +
+    narrow) of the flags are faced. While it is π, the flags are the task's own.
+
+    A step's `info` has the present angle, as `flag_angle`. `reset(seed=...)` begins with `start` again, and so
+    does a training that is resumed from a bundle; `reset()` keeps the angle. Rewards, ends of episodes and all else are
+    the task's: an agent plays without the wrapper.
+
+    :param env: a flagrun task.
+    :param start: the angle at first, rad, above 0 and up to π.
+    :param widen: rad per flag faced; above zero.
+    :param narrow: rad per flag not faced, or fall; at or above zero.
+    :param facing: the robot faces a flag less than this from its yaw, rad, above 0 and up to π.
+    :param distance: of a flag from the robot's mean position, uniform between these, m.
+    :raises ValueError: `env` is no flagrun task, or an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[Observation, Observation],
+        start: float = 0.5,
+        widen: float = 0.04,
+        narrow: float = 0.02,
+        facing: float = 0.5,
+        distance: tuple[float, float] = (4.0, 13.0),
+    ) -> None:
+        _require_flagrun(env)
+        if env.observation_space != env.unwrapped.observation_space:
+            raise ValueError("env must have the task's own observations: put FlagCurriculum inside other wrappers")
+        for name, angle in (("start", start), ("facing", facing)):
+            require(name, angle, "a number > 0 and <= π", lambda value: 0 < value <= pi)
+        require("widen", widen, "a finite number > 0", lambda value: 0 < value < inf)
+        RecordConstructorArgs.__init__(self, start=start, widen=widen, narrow=narrow, facing=facing, distance=distance)
+        super().__init__(env)
+        self._task: RoboschoolHumanoidFlagrun = env.unwrapped  # type: ignore[assignment]
+        self._start = self._angle = float(start)
+        self._widen = widen
+        self._narrow = checked_number("narrow", narrow, low=0.0)
+        self._facing = facing
+        self._distance = checked_pair("distance", distance, "(nearest, farthest) >= 0", low=0.0)
+        if self._distance[0] > self._distance[1]:
+            raise ValueError(f"distance must be two numbers 0 <= nearest <= farthest; got {shown(distance)}")
+        self._flag = 0
+        self._target = (0.0, 0.0)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """As the task's, with a flag in front."""
+        if seed is not None:
+            self._angle = self._start
+        observation, info = self.env.reset(seed=seed, options=options)
+        return self._plant(observation, info)
+
+    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """As the task's; a new flag lies in front."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        over = info["flag"] != self._flag
+        if terminated or over:
+            self._learn(not terminated and self._faced())
+        if over:
+            observation, info = self._plant(observation, info)
+        return observation, float(reward), terminated, truncated, {**info, "flag_angle": self._angle}
+
+    def _faced(self) -> bool:
+        robot = self._task.robot
+        x, y = self._target
+        return cos(atan2(y - robot.mean_y, x - robot.mean_x) - robot.yaw) > cos(self._facing)
+
+    def _learn(self, success: bool) -> None:
+        angle = self._angle + (self._widen if success else -self._narrow)
+        self._angle = min(max(angle, self._start), pi)
+
+    def _plant(self, observation: Observation, info: dict[str, Any]) -> tuple[Observation, dict[str, Any]]:
+        task, robot = self._task, self._task.robot
+        if self._angle < pi:
+            turn = task.np_random.uniform(-self._angle, self._angle)
+            distance = task.np_random.uniform(*self._distance)
+            bearing = robot.yaw + turn
+            task.target = (robot.mean_x + distance * cos(bearing), robot.mean_y + distance * sin(bearing))
+            observation = observation.copy()
+            observation[1:3] = sin(turn), cos(turn)
+            info = {**info, "target": task.target}
+        self._flag, self._target = info["flag"], task.target
+        return observation, info
+
+
+def _require_flagrun(env: gym.Env[Any, Any]) -> None:
+    if not isinstance(env.unwrapped, RoboschoolHumanoidFlagrun):
+        raise ValueError(f"env must be a flagrun task, such as RoboschoolHumanoidFlagrun-v1; got {shown(env)}")

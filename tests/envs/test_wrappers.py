@@ -1,5 +1,6 @@
 """The wrappers for training the humanoids."""
 
+from math import atan2, cos, pi, remainder
 from typing import Any
 
 import gymnasium as gym
@@ -10,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_ppo_variants import PPOClipPaper
 from sb3_ppo_variants.envs.humanoid import MOTORS
-from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, StrideReward
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, FlagCurriculum, StrideReward
 
 FLAGRUN = "RoboschoolHumanoidFlagrun-v1"
 TIMEOUT = 7
@@ -278,3 +279,99 @@ def test_what_the_stride_reward_takes() -> None:
         for name, value, message in wrong:
             with pytest.raises(ValueError, match=message):
                 StrideReward(env, **{name: value})
+
+
+def test_flags_lie_in_front_and_widen_with_those_faced() -> None:
+    start, widen, narrow, facing = 0.3, 0.5, 0.2, 1.0
+    env = FlagCurriculum(gym.make(FLAGRUN, **STANDS), start, widen, narrow, facing, (2.0, 3.0))
+    task: Any = env.unwrapped
+    _, info = env.reset(seed=5)
+    angle, target, successes, turns = start, info["target"], [], []
+    for action in actions(400):
+        flag = info["flag"]
+        observation, _, terminated, _, info = env.step(action)
+        assert not terminated
+        robot = task.robot
+        if info["flag"] != flag:
+            successes.append(cos(atan2(target[1] - robot.mean_y, target[0] - robot.mean_x) - robot.yaw) > cos(facing))
+            angle = min(pi, max(start, angle + (widen if successes[-1] else -narrow)))
+            target = info["target"]
+            turn = remainder(atan2(target[1] - robot.mean_y, target[0] - robot.mean_x) - robot.yaw, 2 * pi)
+            if angle < pi:
+                turns.append(turn / angle)
+                away = np.hypot(target[0] - robot.mean_x, target[1] - robot.mean_y)
+                assert 2.0 <= away <= 3.0
+            assert observation[1:3] == pytest.approx([np.sin(turn), np.cos(turn)], abs=1e-6)
+        assert info["target"] == task.target == target
+        assert info["flag_angle"] == pytest.approx(angle)
+    assert 0 < sum(successes) < len(successes)
+    assert -1.0 <= min(turns) < -0.5
+    assert 0.5 < max(turns) <= 1.0
+
+
+def test_only_the_flags_direction_is_observed_otherwise() -> None:
+    plain, wrapped = gym.make(FLAGRUN, **STANDS), FlagCurriculum(gym.make(FLAGRUN, **STANDS))
+    observations = [plain.reset(seed=5)[0], wrapped.reset(seed=5)[0]]
+    for action in actions(60):
+        there, here = (np.delete(observation, [1, 2]) for observation in observations)
+        np.testing.assert_array_equal(here, there)
+        observations = [env.step(action)[0] for env in (plain, wrapped)]
+
+
+def test_a_flag_that_the_wrapper_plants_brings_no_progress_by_itself() -> None:
+    wrapped = FlagCurriculum(gym.make(FLAGRUN, **STANDS))
+    wrapped.reset(seed=5)
+    progress = []
+    for action in actions(60):
+        *_, info = wrapped.step(action)
+        progress.append(abs(info["reward_progress"]))
+    assert 0.0 < max(progress) < 8.0, "m/s of a robot that falls over, and no jump of a flag"
+
+
+def test_the_widest_angle_has_the_tasks_own_flags() -> None:
+    plain, wrapped = gym.make(FLAGRUN, **STANDS), FlagCurriculum(gym.make(FLAGRUN, **STANDS), start=pi)
+    np.testing.assert_array_equal(plain.reset(seed=5)[0], wrapped.reset(seed=5)[0])
+    for action in actions(60):
+        there, reward, *over, told = plain.step(action)
+        here, same_reward, *same_over, info = wrapped.step(action)
+        np.testing.assert_array_equal(here, there)
+        assert info.pop("flag_angle") == pi
+        assert (same_reward, same_over, info) == (reward, over, told)
+
+
+def test_a_fall_narrows_and_a_seed_begins_anew() -> None:
+    env = FlagCurriculum(gym.make(FLAGRUN), start=0.4, widen=1.0, narrow=0.25)
+    env.reset(seed=0)
+    env._angle = 2.0  # as after flags that were faced
+    over = False
+    info: dict[str, Any] = {}
+    for action in actions(200):
+        _, _, over, _, info = env.step(action)
+        if over:
+            break
+    assert over
+    assert info["flag_angle"] == 1.75
+    env.reset()
+    assert env.step(actions(1)[0])[4]["flag_angle"] == 1.75
+    first = env.reset(seed=0)[1]["target"]
+    assert env.step(actions(1)[0])[4]["flag_angle"] == 0.4
+    assert env.reset(seed=0)[1]["target"] == first
+
+
+def test_what_the_curriculum_takes() -> None:
+    with pytest.raises(ValueError, match="env must be a flagrun task, such as RoboschoolHumanoidFlagrun-v1"):
+        FlagCurriculum(gym.make(HUMANOID))
+    with pytest.raises(ValueError, match="env must have the task's own observations: put FlagCurriculum inside"):
+        FlagCurriculum(gym.wrappers.FrameStackObservation(gym.make(FLAGRUN), 2))
+    wrong: list[tuple[str, Any, str]] = [
+        ("start", 0.0, "start must be a number > 0 and <= π"),
+        ("facing", 4.0, "facing must be a number > 0 and <= π"),
+        ("widen", 0.0, "widen must be a finite number > 0"),
+        ("narrow", -0.1, "narrow must be a finite number >= 0"),
+        ("distance", (1.0,), "distance must be two finite numbers"),
+        ("distance", (3.0, 2.0), "distance must be two numbers 0 <= nearest <= farthest"),
+    ]
+    with gym.make(FLAGRUN) as env:
+        for name, value, message in wrong:
+            with pytest.raises(ValueError, match=message):
+                FlagCurriculum(env, **{name: value})
