@@ -89,13 +89,21 @@ def test_every_algorithm_has_settings_for_every_task(algo: str) -> None:
 
 
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_flag_tasks_differ_from_the_humanoid_in_noise_and_rollouts_and_versions_in_nothing(algo: str) -> None:
+def test_flag_tasks_differ_in_noise_rollouts_and_training_wrappers_and_versions_in_nothing(algo: str) -> None:
     settings = shipped(algo)
     for name in ("RoboschoolHumanoid", "RoboschoolHumanoidFlagrun", "RoboschoolHumanoidFlagrunHarder"):
         assert settings[f"{name}-v0"] == settings[f"{name}-v1"]
     noise = {"schedule": "linear", "start": -1.3, "end": -1.6}
     flagrun = {**settings["RoboschoolHumanoid-v1"], "n_steps": 512, "batch_size": 1024, "log_std_schedule": noise}
-    assert settings["RoboschoolHumanoidFlagrun-v1"] == settings["RoboschoolHumanoidFlagrunHarder-v1"] == flagrun
+    wrappers = {"": ["StrideReward"], "Flagrun": ["FlagCurriculum"], "FlagrunHarder": []}
+    for task, names in wrappers.items():
+        found = settings[f"RoboschoolHumanoid{task}-v1"]
+        if algo == "ppo_clip_paper":
+            assert found["env_wrapper"] == [f"sb3_ppo_variants.envs.wrappers.{name}" for name in names]
+        else:
+            assert "env_wrapper" not in found
+        if task:
+            assert {**found, "env_wrapper": None} == {**flagrun, "env_wrapper": None}
 
 
 @pytest.mark.filterwarnings("ignore:.*The environment RoboschoolHumanoid.*-v0 is out of date:DeprecationWarning")
