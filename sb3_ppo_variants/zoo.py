@@ -63,9 +63,10 @@ VEC_ENVS = ("dummy", "subproc", "shared_memory", "ray")
 # In the folder of a run's settings: the normaliser as it was with the best model of the evaluations.
 BEST_FOLDER = "best"
 NORMALISER = "vecnormalize.pkl"
-# An agent plays without them: they change the rewards and ends of its training and nothing that it observes.
+# An agent plays, and is evaluated, without them: they change its training's rewards, starts, flags and ends.
 TRAINING_WRAPPERS = tuple(
-    f"sb3_ppo_variants.envs.wrappers.{name}" for name in ("EpisodePerFlag", "FlagCurriculum", "StrideReward")
+    f"sb3_ppo_variants.envs.wrappers.{name}"
+    for name in ("EpisodePerFlag", "FlagCurriculum", "HardStarts", "StrideReward")
 )
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})
@@ -282,6 +283,7 @@ class _OurExperiments(ExperimentManager):
         super().__init__(args, algo, *rest, **kwargs)
         self._opened: list[VecEnv] = []
         self._vec_env = ""  # the one of VEC_ENVS that the settings choose
+        self._evaluation_wrapper: Any = None
         self._shows_bar = self._goes_on = self._claimed = False
         if options is not None and options.folder is not None:
             self.save_path = str(options.folder)
@@ -297,14 +299,17 @@ class _OurExperiments(ExperimentManager):
         """As rl_zoo3's; remembers the environments, to close them if the setup fails.
 
         Where workers are replaced when they are lost, this process writes the monitor's file: their replacements would
-        begin it anew. Both environments have the same wrappers, which SB3's evaluation relies on. Where the training
-        takes the CPUs of a Ray cluster, evaluation stays in this process.
+        begin it anew. Both have the same wrappers of vectorised environments, which SB3's evaluation relies on; what
+        :data:`TRAINING_WRAPPERS` names is not evaluated with. Where the training takes the CPUs of a Ray cluster,
+        evaluation stays in this process.
         """
         from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv
 
         chosen, arguments, wrapper = self.vec_env_class, self.vec_env_kwargs, self.env_wrapper
+        if eval_env:
+            self.env_wrapper = self._evaluation_wrapper
         if chosen is SubprocVecEnv:  # of whose environments a resume bundle would otherwise know nothing
-            self.env_wrapper = partial(_recorded, wrapper)
+            self.env_wrapper = partial(_recorded, self.env_wrapper)
         if self._goes_on:
             self.monitor_kwargs = {**self.monitor_kwargs, "override_existing": False}
         if eval_env:  # with its own number of environments, which the training's number of workers may not suit
@@ -464,14 +469,15 @@ class _OurExperiments(ExperimentManager):
     def _preprocess_hyperparams(self, hyperparams: dict[str, Any]) -> Any:
         """As rl_zoo3's, with every key checked, nothing left to evaluate, and for our algorithms the forms of ours."""
         import rl_zoo3
+        from rl_zoo3.utils import get_wrapper_class
 
         algorithm = rl_zoo3.ALGOS[self.algo]
-        if not is_ours(self.algo):
-            settings = read_settings_of_others(algorithm, hyperparams)
-            schema.check_classes(settings)
-            return super()._preprocess_hyperparams(settings)
-        settings = read_hyperparams(algorithm, hyperparams)
+        read = read_hyperparams if is_ours(self.algo) else read_settings_of_others
+        settings = read(algorithm, hyperparams)
         schema.check_classes(settings)
+        self._evaluation_wrapper = get_wrapper_class(without_training_wrappers(settings))
+        if not is_ours(self.algo):
+            return super()._preprocess_hyperparams(settings)
         self._choose_vec_env(settings.pop(VEC_ENV_KEY, None))
         # rl_zoo3 refuses `null` and mappings where it expects a schedule, and wraps plain numbers, whose
         # range the constructor could then no longer check: it does not get to see them.
@@ -826,7 +832,7 @@ def playing(exported: Exported) -> Iterator[None]:
 
 
 def without_training_wrappers(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings to play with: all but what :data:`TRAINING_WRAPPERS` names."""
+    """Settings to play and to evaluate with: all but what :data:`TRAINING_WRAPPERS` names."""
     played = dict(settings)
     for key in played.keys() & set(WRAPPER_KEYS):
         wrappers = played[key] if isinstance(played[key], list) else [played[key]]

@@ -13,6 +13,7 @@ import numpy as np
 import optuna
 import pytest
 import yaml
+from gymnasium.wrappers import RecordEpisodeStatistics
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from stable_baselines3.common.monitor import load_results
@@ -371,6 +372,26 @@ def test_a_config_gives_the_vectorised_environment_its_arguments(make_manager: F
 def test_wrong_arguments_of_a_vectorised_environment(build: Factory, choice: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build(hyperparams={"vec_env": choice})
+
+
+@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
+def test_evaluations_go_without_the_wrappers_of_training_alone(make_manager: Factory, vec_env: str) -> None:
+    wrappers = ["gymnasium.wrappers.RecordEpisodeStatistics", "sb3_ppo_variants.envs.wrappers.StrideReward"]
+    settings = {
+        "vec_env": vec_env,
+        "n_envs": 1,
+        "batch_size": 128,
+        "env_wrapper": wrappers,
+        "env_kwargs": {"minimum_height": 0.0},
+    }
+    manager = make_manager(env_id="RoboschoolHumanoid-v1", eval_freq=128, hyperparams=settings)
+    manager.setup_experiment()
+    terms = []
+    for env in manager._opened:
+        env.reset()
+        terms.append("reward_stride" in env.step(np.zeros((1, 17), np.float32))[3][0])
+        assert env.env_is_wrapped(RecordEpisodeStatistics) == [True]
+    assert terms == [False, True], "those of the evaluations come first"
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Wrappers of the humanoid tasks, for training."""
 
+from dataclasses import dataclass
 from math import atan2, cos, inf, pi, sin
 from typing import Any
 
@@ -114,8 +115,7 @@ class StrideReward(gym.Wrapper[Observation, Observation, Observation, Observatio
         limit_start: float = 0.6,
         limit_cost: float = -0.5,
     ) -> None:
-        if not isinstance(env.unwrapped, RoboschoolHumanoid):
-            raise ValueError(f"env must be a humanoid task, such as RoboschoolHumanoid-v1; got {shown(env)}")
+        _require_humanoid(env)
         require("threshold", threshold, "a finite number > 0", lambda value: 0 < value < inf)
         require("patience", patience, "an integer >= 1", lambda value: value >= 1, integer=True)
         require("limit_start", limit_start, "a number >= 0 and < 1", lambda value: 0 <= value < 1)
@@ -128,7 +128,7 @@ class StrideReward(gym.Wrapper[Observation, Observation, Observation, Observatio
             limit_cost=limit_cost,
         )
         super().__init__(env)
-        self._task = env.unwrapped
+        self._task: RoboschoolHumanoid = env.unwrapped  # type: ignore[assignment]
         self._bonus = checked_number("bonus", bonus, low=0.0)
         self._threshold = threshold
         self._patience = patience
@@ -255,6 +255,88 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
             info = {**info, "target": task.target}
         self._flag, self._target = info["flag"], task.target
         return observation, info
+
+
+@dataclass(eq=False)
+class _Start:
+    """How an episode began: what the task's random generator was before it, and how many falls it led to."""
+
+    generator: Any
+    falls: int = 0
+
+
+class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation], RecordConstructorArgs):
+    """Begins a share of a humanoid's training episodes as those began that soon ended in a fall.
+
+    A trained humanoid falls in its first second or hardly ever, and from the same starts again and again. Trained on
+    those more often, it learns more from them. A start that ended in a fall within `within` steps is kept until the
+    robot gets through those steps from it once, or has fallen `tries` times: from some nothing saves it. An episode
+    begins with probability `share` with one of those kept, if there are any, otherwise as the task's.
+
+    A start is the state of the task's random generator, so that all of an episode's chance is repeated.
+    `reset(seed=...)` begins as the task does and forgets all starts, as does a training that is resumed from a bundle.
+    All else is the task's: an agent plays without the wrapper.
+
+    :param env: a humanoid task.
+    :param share: of the episodes, above 0 and up to 1.
+    :param within: steps in which a fall makes a start hard; at least 1.
+    :param tries: falls after which a start is given up; at least 2.
+    :raises ValueError: `env` is no humanoid task, or an argument is out of its range.
+    """
+
+    def __init__(
+        self, env: gym.Env[Observation, Observation], share: float = 0.5, within: int = 60, tries: int = 5
+    ) -> None:
+        _require_humanoid(env)
+        require("share", share, "a number > 0 and <= 1", lambda value: 0 < value <= 1)
+        require("within", within, "an integer >= 1", lambda value: value >= 1, integer=True)
+        require("tries", tries, "an integer >= 2", lambda value: value >= 2, integer=True)
+        RecordConstructorArgs.__init__(self, share=share, within=within, tries=tries)
+        super().__init__(env)
+        self._share = share
+        self._within = within
+        self._tries = tries
+        self._hard: list[_Start] = []
+        self._start: _Start | None = None
+        self._goes_on: Any = None
+        self._steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """As the task's, or once more from a hard start."""
+        random = self.unwrapped.np_random
+        if self._goes_on is not None:
+            random.bit_generator.state, self._goes_on = self._goes_on, None
+        self._start, self._steps = None, 0
+        if seed is not None:
+            self._hard.clear()
+        elif self._hard and random.random() < self._share:
+            self._start = self._hard[random.integers(len(self._hard))]
+            self._goes_on = random.bit_generator.state
+            random.bit_generator.state = self._start.generator
+        else:
+            self._start = _Start(random.bit_generator.state)
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """As the task's."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._steps += 1
+        start = self._start
+        if start is not None and self._steps <= self._within:
+            if terminated:
+                start.falls += 1
+                if start.falls == 1:
+                    self._hard.append(start)
+            if start in self._hard and (start.falls == self._tries or (self._steps == self._within and not terminated)):
+                self._hard.remove(start)
+        return observation, float(reward), terminated, truncated, info
+
+
+def _require_humanoid(env: gym.Env[Any, Any]) -> None:
+    if not isinstance(env.unwrapped, RoboschoolHumanoid):
+        raise ValueError(f"env must be a humanoid task, such as RoboschoolHumanoid-v1; got {shown(env)}")
 
 
 def _require_flagrun(env: gym.Env[Any, Any]) -> None:

@@ -11,7 +11,7 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from sb3_ppo_variants import PPOClipPaper
 from sb3_ppo_variants.envs.humanoid import MOTORS
-from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, FlagCurriculum, StrideReward
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, FlagCurriculum, HardStarts, StrideReward
 
 FLAGRUN = "RoboschoolHumanoidFlagrun-v1"
 TIMEOUT = 7
@@ -375,3 +375,87 @@ def test_what_the_curriculum_takes() -> None:
         for name, value, message in wrong:
             with pytest.raises(ValueError, match=message):
                 FlagCurriculum(env, **{name: value})
+
+
+def play(env: gym.Env[Any, Any], steps: int, **keywords: Any) -> list[bool]:
+    """An episode of at most so many steps without torque: what it begins with, and whether it ends in a fall."""
+    first, _ = env.reset(**keywords)
+    for _ in range(steps):
+        *_, terminated, _, _ = env.step(np.zeros(17, np.float32))
+        if terminated:
+            break
+    return [*first.tolist(), terminated]
+
+
+def test_a_hard_start_is_begun_again_until_it_is_given_up() -> None:
+    plain, env = gym.make(HUMANOID), HardStarts(gym.make(HUMANOID), share=1.0, within=200, tries=3)
+    assert play(env, 200, seed=5) == play(plain, 200, seed=5)  # a fall, as all are without torque; of a seed, not kept
+    fresh = play(plain, 200)
+    assert fresh[-1]
+    assert [play(env, 200) for _ in range(3)] == [fresh] * 3, "once by chance, twice again"
+    assert len(env._hard) == 0, "given up"
+    assert play(env, 1)[:-1] != fresh[:-1]
+
+
+def test_a_start_that_the_robot_gets_through_is_hard_no_longer() -> None:
+    env = HardStarts(gym.make(HUMANOID), share=1.0, within=200, tries=10)
+    env.reset(seed=5)
+    hard = play(env, 200)
+    again = play(env, 200)
+    assert again == hard
+    assert len(env._hard) == 1
+    env.unwrapped.minimum_height = 0.0  # type: ignore[attr-defined]  # now nobody falls
+    assert play(env, 199)[:-1] == hard[:-1]
+    assert len(env._hard) == 1, "a step too few"
+    assert play(env, 200)[:-1] == hard[:-1]
+    assert len(env._hard) == 0
+    assert play(env, 1)[:-1] != hard[:-1]
+
+
+def test_a_fall_after_those_steps_makes_no_start_hard() -> None:
+    env = HardStarts(gym.make(HUMANOID), share=1.0, within=3)
+    env.reset(seed=5)
+    assert play(env, 200)[-1]
+    assert len(env._hard) == 0
+
+
+def test_without_a_hard_start_all_is_the_tasks() -> None:
+    plain, env = gym.make(HUMANOID), HardStarts(gym.make(HUMANOID), within=1)
+    assert play(env, 200, seed=5) == play(plain, 200, seed=5)
+    for _ in range(3):
+        plain.reset()
+        env.reset()
+        for action in actions(60):
+            there, reward, *over, told = plain.step(action)
+            here, same_reward, *same_over, info = env.step(action)
+            np.testing.assert_array_equal(here, there)
+            assert (same_reward, same_over, info) == (reward, over, told)
+            if over[0]:
+                break
+
+
+def test_a_share_of_the_starts_is_hard_and_a_seed_begins_anew() -> None:
+    env = HardStarts(gym.make(HUMANOID), share=0.25, within=200, tries=10**6)
+    env.reset(seed=5)
+    hard = play(env, 200)
+    starts = [env.reset()[0].tolist() for _ in range(200)]
+    assert 30 <= sum(start == hard[:-1] for start in starts) <= 70
+    assert len({tuple(start) for start in starts if start != hard[:-1]}) == len(starts) - starts.count(hard[:-1])
+    env.reset(seed=5)
+    assert len(env._hard) == 0
+    assert play(env, 200) == hard
+    assert [env.reset()[0].tolist() for _ in range(200)] == starts
+
+
+def test_what_hard_starts_take() -> None:
+    with pytest.raises(ValueError, match="env must be a humanoid task, such as RoboschoolHumanoid-v1"):
+        HardStarts(gym.make("Pendulum-v1"))
+    wrong: list[tuple[str, Any, str]] = [
+        ("share", 0.0, "share must be a number > 0 and <= 1"),
+        ("within", 0, "within must be an integer >= 1"),
+        ("tries", 1, "tries must be an integer >= 2"),
+    ]
+    with gym.make(HUMANOID) as env:
+        for name, value, message in wrong:
+            with pytest.raises(ValueError, match=message):
+                HardStarts(env, **{name: value})
