@@ -836,10 +836,15 @@ def without_training_wrappers(settings: Mapping[str, Any]) -> dict[str, Any]:
     played = dict(settings)
     for key in played.keys() & set(WRAPPER_KEYS):
         wrappers = played[key] if isinstance(played[key], list) else [played[key]]
-        kept = [wrapper for wrapper in wrappers if schema.names_in(wrapper)[0] not in TRAINING_WRAPPERS]
+        kept = [wrapper for wrapper in wrappers if _full_name(schema.names_in(wrapper)[0]) not in TRAINING_WRAPPERS]
         if kept != wrappers:
             played[key] = kept
     return played
+
+
+def _full_name(named: Any) -> Any:
+    """The name of a class, as configs in Python give some; a name as it is."""
+    return f"{named.__module__}.{named.__qualname__}" if isinstance(named, type) else named
 
 
 @contextmanager

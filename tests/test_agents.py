@@ -17,6 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_ppo_variants import ALGORITHMS, PPOAdaptiveKLPaper, PPOClipPaper, cli, demo, load_policy, zoo
 from sb3_ppo_variants.agents import curves, folder, package, scoring
+from sb3_ppo_variants.envs import wrappers
 from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
 from sb3_ppo_variants.files import folder_name
 from sb3_ppo_variants.reproduce import figure4, figure5
@@ -206,12 +207,23 @@ def test_no_folder_is_said(room: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "there is no folder nowhere" in capsys.readouterr().err
 
 
+def test_all_our_wrappers_are_for_training_alone() -> None:
+    ours = {
+        f"{wrappers.__name__}.{name}"
+        for name, value in vars(wrappers).items()
+        if isinstance(value, type) and issubclass(value, gym.Wrapper)
+    }
+    assert ours == set(zoo.TRAINING_WRAPPERS)
+
+
 def test_wrappers_of_training_alone_are_not_played_with() -> None:
     per_flag, other = f"{EpisodePerFlag.__module__}.{EpisodePerFlag.__qualname__}", "gymnasium.wrappers.NormalizeReward"
     cases: list[tuple[dict[str, Any], dict[str, Any]]] = [
         ({"env_wrapper": per_flag}, {}),
         ({"env_wrapper": [{per_flag: {}}], "frame_stack": 2}, {"frame_stack": 2}),
         ({"env_wrapper": [other, per_flag]}, {"env_wrapper": [other]}),
+        ({"env_wrapper": [other, EpisodePerFlag]}, {"env_wrapper": [other]}),
+        ({"env_wrapper": {EpisodePerFlag: {}}}, {}),
         ({"env_wrapper": {other: {"gamma": 0.9}}, "n_steps": 8}, {"env_wrapper": {other: {"gamma": 0.9}}}),
         ({"env_wrapper": None, "vec_env_wrapper": []}, {}),
     ]

@@ -379,17 +379,22 @@ def test_wrong_arguments_of_a_vectorised_environment(build: Factory, choice: dic
         build(hyperparams={"vec_env": choice})
 
 
-@pytest.mark.parametrize("vec_env", ["dummy", "subproc"])
-def test_evaluations_go_without_the_wrappers_of_training_alone(make_manager: Factory, vec_env: str) -> None:
+@pytest.mark.parametrize(
+    ("algo", "own"),
+    [
+        ("ppo_clip_paper", {"vec_env": "dummy", "batch_size": 128}),
+        ("ppo_clip_paper", {"vec_env": "subproc", "batch_size": 128}),
+        ("a2c", {}),
+    ],
+)
+def test_evaluations_go_without_the_wrappers_of_training_alone(
+    make_manager: Factory, tmp_path: Path, algo: str, own: dict[str, Any]
+) -> None:
     wrappers = ["gymnasium.wrappers.RecordEpisodeStatistics", "sb3_ppo_variants.envs.wrappers.StrideReward"]
-    settings = {
-        "vec_env": vec_env,
-        "n_envs": 1,
-        "batch_size": 128,
-        "env_wrapper": wrappers,
-        "env_kwargs": {"minimum_height": 0.0},
-    }
-    manager = make_manager(env_id="RoboschoolHumanoid-v1", eval_freq=128, hyperparams=settings)
+    settings = {**NEEDED, "n_envs": 1, "env_wrapper": wrappers, "env_kwargs": {"minimum_height": 0.0}, **own}
+    config = tmp_path / "config.yml"
+    config.write_text(yaml.safe_dump({"RoboschoolHumanoid-v1": settings}))
+    manager = make_manager(algo, "RoboschoolHumanoid-v1", eval_freq=128, config=str(config))
     manager.setup_experiment()
     terms = []
     for env in manager._opened:

@@ -88,8 +88,8 @@ class StrideReward(gym.Wrapper[Observation, Observation, Observation, Observatio
     leads out. With q the position of a hip's swing forward and backward (`hip_y`, its limits ±1), a step that is not a
     fall earns
 
-    - `bonus` · min(|q_right − q_left|, 1), but only for `patience` steps after the other leg came forward, by more than
-      `threshold`: standing with one leg forward earns nothing for long;
+    - `bonus` · min(|q_right − q_left|, 1), but only for `patience` steps from the start and from each time that the
+      other leg comes forward, by more than `threshold`: standing with one leg forward earns nothing for long;
     - `limit_cost` · (|q| − `limit_start`) / (1 − `limit_start`) for each hip beyond `limit_start`.
 
     The sum is in `info` as `reward_stride`, after the task's own terms. Observations and ends of episodes are the
@@ -156,7 +156,7 @@ class StrideReward(gym.Wrapper[Observation, Observation, Observation, Observatio
         # A larger position is further back.
         stride = abs(right - left)
         self._age += 1
-        if stride > self._threshold and (right < left) is not self._right_leads:
+        if stride > self._threshold and (right < left) != self._right_leads:
             self._right_leads, self._age = right < left, 0
         beyond = sum(max(0.0, abs(q) - self._limit_start) for q in (right, left))
         added = self._limit_cost * beyond / (1.0 - self._limit_start)
@@ -178,13 +178,13 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     does a training that is resumed from a bundle; `reset()` keeps the angle. Rewards, ends of episodes and all else are
     the task's: an agent plays without the wrapper.
 
-    :param env: a flagrun task.
+    :param env: a flagrun task, not yet in an EpisodePerFlag, which goes outside.
     :param start: the angle at first, rad, above 0 and up to π.
     :param widen: rad per flag faced; above zero.
     :param narrow: rad per flag not faced, or fall; at or above zero.
     :param facing: the robot faces a flag less than this from its yaw, rad, above 0 and up to π.
     :param distance: of a flag from the robot's mean position, uniform between these, m.
-    :raises ValueError: `env` is no flagrun task, or an argument is out of its range.
+    :raises ValueError: `env` is no flagrun task or in the wrong wrapper, or an argument is out of its range.
     """
 
     def __init__(
@@ -199,6 +199,7 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         _require_flagrun(env)
         if env.observation_space != env.unwrapped.observation_space:
             raise ValueError("env must have the task's own observations: put FlagCurriculum inside other wrappers")
+        _require_whole_episodes(env, "FlagCurriculum")
         for name, angle in (("start", start), ("facing", facing)):
             require(name, angle, "a number > 0 and <= π", lambda value: 0 < value <= pi)
         require("widen", widen, "a finite number > 0", lambda value: 0 < value < inf)
@@ -230,7 +231,7 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         over = info["flag"] != self._flag
         if terminated or over:
             self._learn(not terminated and self._faced())
-        if over:
+        if over and not terminated:
             observation, info = self._plant(observation, info)
         return observation, float(reward), terminated, truncated, {**info, "flag_angle": self._angle}
 
@@ -273,21 +274,25 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
     robot gets through those steps from it once, or has fallen `tries` times: from some nothing saves it. An episode
     begins with probability `share` with one of those kept, if there are any, otherwise as the task's.
 
-    A start is the state of the task's random generator, so that all of an episode's chance is repeated.
-    `reset(seed=...)` begins as the task does and forgets all starts, as does a training that is resumed from a bundle.
-    All else is the task's: an agent plays without the wrapper.
+    It is for an agent that walks: one that always falls adds starts faster than they are given up. With FlagCurriculum
+    inside, a fall from a hard start narrows the angle like any other.
 
-    :param env: a humanoid task.
+    A start is the state of the task's random generator, and so the robot's joints and heading; flags and poses as far
+    as they depend on nothing else. `reset(seed=...)` begins as the task does and forgets all starts, as does a training
+    that is resumed from a bundle. All else is the task's: an agent plays without the wrapper.
+
+    :param env: a humanoid task, not yet in an EpisodePerFlag, which goes outside.
     :param share: of the episodes, above 0 and up to 1.
-    :param within: steps in which a fall makes a start hard; at least 1.
+    :param within: steps in which a fall makes a start hard, at least 1; a shorter episode's end counts as well.
     :param tries: falls after which a start is given up; at least 2.
-    :raises ValueError: `env` is no humanoid task, or an argument is out of its range.
+    :raises ValueError: `env` is no humanoid task or in the wrong wrapper, or an argument is out of its range.
     """
 
     def __init__(
         self, env: gym.Env[Observation, Observation], share: float = 0.5, within: int = 60, tries: int = 5
     ) -> None:
         _require_humanoid(env)
+        _require_whole_episodes(env, "HardStarts")
         require("share", share, "a number > 0 and <= 1", lambda value: 0 < value <= 1)
         require("within", within, "an integer >= 1", lambda value: value >= 1, integer=True)
         require("tries", tries, "an integer >= 2", lambda value: value >= 2, integer=True)
@@ -305,9 +310,8 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """As the task's, or once more from a hard start."""
+        self._go_on()
         random = self.unwrapped.np_random
-        if self._goes_on is not None:
-            random.bit_generator.state, self._goes_on = self._goes_on, None
         self._start, self._steps = None, 0
         if seed is not None:
             self._hard.clear()
@@ -329,9 +333,24 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
                 start.falls += 1
                 if start.falls == 1:
                     self._hard.append(start)
-            if start in self._hard and (start.falls == self._tries or (self._steps == self._within and not terminated)):
+            through = not terminated and (truncated or self._steps == self._within)
+            if start in self._hard and (through or start.falls == self._tries):
                 self._hard.remove(start)
+        if terminated or truncated:
+            self._go_on()
         return observation, float(reward), terminated, truncated, info
+
+    def _go_on(self) -> None:
+        """After an episode from a hard start, let the task's random generator go on where it was before."""
+        if self._goes_on is not None:
+            self.unwrapped.np_random.bit_generator.state, self._goes_on = self._goes_on, None
+
+
+def _require_whole_episodes(env: gym.Env[Any, Any], name: str) -> None:
+    while isinstance(env, gym.Wrapper):
+        if isinstance(env, EpisodePerFlag):
+            raise ValueError(f"env must have whole episodes: put {name} inside EpisodePerFlag; got {shown(env)}")
+        env = env.env
 
 
 def _require_humanoid(env: gym.Env[Any, Any]) -> None:

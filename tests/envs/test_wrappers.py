@@ -139,8 +139,9 @@ def test_a_flag_that_is_reached_ends_an_episode_too() -> None:
         assert wrapped.reset()[1]["flag"] == reached
 
 
-def test_a_broken_simulations_observation_stays_finite() -> None:
-    wrapped = EpisodePerFlag(gym.make(FLAGRUN, flag_timeout=2, straight_probability=1.0))
+@pytest.mark.parametrize("wrapper", [EpisodePerFlag, FlagCurriculum])
+def test_a_broken_simulations_observation_stays_finite(wrapper: type[EpisodePerFlag | FlagCurriculum]) -> None:
+    wrapped = wrapper(gym.make(FLAGRUN, flag_timeout=2, straight_probability=1.0))
     wrapped.reset(seed=2)
     task: Any = wrapped.unwrapped
     task.robot.is_finite = lambda: False
@@ -417,6 +418,42 @@ def test_a_fall_after_those_steps_makes_no_start_hard() -> None:
     env.reset(seed=5)
     assert play(env, 200)[-1]
     assert len(env._hard) == 0
+
+
+def test_the_end_of_a_shorter_episode_counts_and_chance_goes_on_after_it() -> None:
+    env = HardStarts(gym.make(HUMANOID, max_episode_steps=100), share=1.0, within=200)
+    env.reset(seed=5)
+    hard = play(env, 100)
+    assert hard[-1]
+    env.reset()
+    assert env._goes_on is not None
+    env.unwrapped.minimum_height = 0.0  # type: ignore[attr-defined]  # now nobody falls
+    play(env, 100)
+    assert env._goes_on is None, "a bundle that is written now has the task's own generator"
+    assert len(env._hard) == 0
+
+
+@pytest.mark.parametrize("wrapper", [HardStarts, FlagCurriculum])
+def test_a_flags_end_is_none_of_an_episode(wrapper: type[HardStarts | FlagCurriculum]) -> None:
+    with pytest.raises(ValueError, match=f"put {wrapper.__name__} inside EpisodePerFlag"):
+        wrapper(EpisodePerFlag(gym.make(FLAGRUN)))
+    EpisodePerFlag(wrapper(gym.make(FLAGRUN)))
+
+
+@pytest.mark.parametrize("task", [FLAGRUN, "RoboschoolHumanoidFlagrunHarder-v1"])
+def test_hard_starts_go_with_the_curriculum(task: str) -> None:
+    env = HardStarts(FlagCurriculum(gym.make(task)), share=1.0, within=1000, tries=2)
+    env.reset(seed=5)
+    for _ in range(6):
+        observation, info = env.reset()
+        assert info["target"] == env.unwrapped.target  # type: ignore[attr-defined]
+        for _ in range(1000):
+            observation, _, terminated, truncated, info = env.step(np.zeros(17, np.float32))
+            assert np.isfinite(observation).all()
+            if terminated or truncated:
+                break
+        assert terminated
+        assert info["flag_angle"] == 0.5
 
 
 def test_without_a_hard_start_all_is_the_tasks() -> None:
