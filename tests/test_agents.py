@@ -536,6 +536,11 @@ def test_figure4_tells_what_is_there_and_what_is_missing(room: Path, capsys: pyt
     assert axes.get_title().splitlines()[1:] == ["custom: seed 4", "Table 4 as written: seed 4"]
     (line,) = [line for line in axes.get_lines() if line.get_label() == "custom"]
     assert list(line.get_ydata()) == [point[1] for point in found.curves[FLAGRUN][0].curve]
+    (mark,) = [line for line in axes.get_lines() if line.get_label() == "our agent, deterministic"]
+    agent = found.agents[FLAGRUN]
+    assert (list(mark.get_xdata()), list(mark.get_ydata())) == ([agent.timesteps], [agent.score["mean"]])
+    low, high = axes.get_ylim()
+    assert low <= agent.score["mean"] <= high
 
 
 def test_figure5_is_a_flag_that_is_reached(room: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -124,14 +124,14 @@ def _label(curve: Curve) -> str:
 
 
 def draw(found: Figure4) -> Any:
-    """The picture: a panel for each task, a line for each run, a colour for each recipe and algorithm."""
+    """The picture: a panel for each task, a line for each run, a colour for each recipe; the agent's score."""
     labels = sorted({_label(curve) for curves in found.curves.values() for curve in curves})
     colors = {label: _COLORS[place % len(_COLORS)] for place, label in enumerate(labels)}
     figure = drawing.new_figure(3.4 * len(found.tasks) + 0.2, 3.4)
     panels = figure.subplots(1, len(found.tasks), squeeze=False)[0]
     handles: dict[str, Any] = {}
     for panel, task in zip(panels, found.tasks, strict=True):
-        _draw_task(panel, task, found.curves[task], colors)
+        _draw_task(panel, task, found.curves[task], found.agents.get(task), colors)
         drawn, names = panel.get_legend_handles_labels()
         handles.update(zip(names, drawn, strict=True))
     panels[0].set_ylabel("return, mean of 100 episodes", fontsize=8)
@@ -139,7 +139,7 @@ def draw(found: Figure4) -> Any:
     return figure
 
 
-def _draw_task(axes: Any, task: str, curves: Sequence[Curve], colors: dict[str, str]) -> None:
+def _draw_task(axes: Any, task: str, curves: Sequence[Curve], agent: Agent | None, colors: dict[str, str]) -> None:
     for curve in curves:
         steps, means = ([point[place] for point in curve.curve] for place in (0, 1))
         axes.plot(steps, means, color=colors[_label(curve)], linewidth=1.1, label=_label(curve))
@@ -147,8 +147,13 @@ def _draw_task(axes: Any, task: str, curves: Sequence[Curve], colors: dict[str, 
     axes.plot(*end, "*", color="black", markersize=9, label="end of the paper's curve (-v0)", clip_on=False)
     axes.axhline(OPENAI_AGENTS[task], color="gray", linestyle=":", linewidth=1, label="OpenAI's agent of 2017")
     returns = [0.0, end.mean_return, OPENAI_AGENTS[task], *(point[1] for curve in curves for point in curve.curve)]
+    timesteps = [end.timesteps, *(curve.timesteps for curve in curves)]
+    if agent is not None:
+        returns.append(agent.score["mean"])
+        timesteps.append(agent.timesteps)
+        axes.plot(timesteps[-1], returns[-1], "o", color="black", markersize=5, label="our agent, deterministic")
     axes.set_ylim(1.05 * min(returns), 1.05 * max(returns))
-    axes.set_xlim(0, max([end.timesteps, *(curve.timesteps for curve in curves)]))
+    axes.set_xlim(0, max(timesteps))
     if not curves:
         axes.text(0.5, 0.4, "no run yet", transform=axes.transAxes, ha="center", color="gray")
     axes.set_title(f"{task}\n{_seeds(curves)}", fontsize=8)
