@@ -40,9 +40,7 @@ class EpisodePerFlag(gym.Wrapper[Observation, Observation, Observation, Observat
     """
 
     def __init__(self, env: gym.Env[Observation, Observation]) -> None:
-        _require_flagrun(env)
-        if env.observation_space != env.unwrapped.observation_space:
-            raise ValueError("env must have the task's own observations: put EpisodePerFlag inside other wrappers")
+        _require_flagrun(env, "EpisodePerFlag")
         RecordConstructorArgs.__init__(self)
         super().__init__(env)
         self._goes_on: tuple[Observation, dict[str, Any]] | None = None
@@ -196,9 +194,7 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         facing: float = 0.5,
         distance: tuple[float, float] = (4.0, 13.0),
     ) -> None:
-        _require_flagrun(env)
-        if env.observation_space != env.unwrapped.observation_space:
-            raise ValueError("env must have the task's own observations: put FlagCurriculum inside other wrappers")
+        _require_flagrun(env, "FlagCurriculum")
         _require_whole_episodes(env, "FlagCurriculum")
         for name, angle in (("start", start), ("facing", facing)):
             require(name, angle, "a number > 0 and <= π", lambda value: 0 < value <= pi)
@@ -358,6 +354,8 @@ def _require_humanoid(env: gym.Env[Any, Any]) -> None:
         raise ValueError(f"env must be a humanoid task, such as RoboschoolHumanoid-v1; got {shown(env)}")
 
 
-def _require_flagrun(env: gym.Env[Any, Any]) -> None:
+def _require_flagrun(env: gym.Env[Any, Any], name: str) -> None:
     if not isinstance(env.unwrapped, RoboschoolHumanoidFlagrun):
         raise ValueError(f"env must be a flagrun task, such as RoboschoolHumanoidFlagrun-v1; got {shown(env)}")
+    if env.observation_space != env.unwrapped.observation_space:
+        raise ValueError(f"env must have the task's own observations: put {name} inside other wrappers")
