@@ -25,7 +25,7 @@ class EpisodePerFlag(gym.Wrapper[Observation, Observation, Observation, Observat
     """Ends a training episode of flagrun with each flag; the next one goes on where the robot is, with the next flag.
 
     Where the next flag comes is chance, and worth much: without the errors of the steps that bring one, the variance of
-    an agent's advantages is smaller by three quarters (`benchmarks/flag_changes.py`). With this wrapper a flag's last
+    an agent's advantages is smaller by some two thirds (`benchmarks/flag_changes.py`). With this wrapper a flag's last
     step is truncated, as by a time limit, with the observation that it would have had without the next flag, so that an
     algorithm credits it with γ V of that one. It is to a flag what SB3's ``EpisodicLifeEnv`` is to a life in an Atari
     game. What comes after the flag is then left out of what a step is credited with, reaching it included.
