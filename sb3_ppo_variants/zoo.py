@@ -66,7 +66,7 @@ NORMALISER = "vecnormalize.pkl"
 # An agent plays, and is evaluated, without them: they change its training's rewards, starts, flags and ends.
 TRAINING_WRAPPERS = tuple(
     f"sb3_ppo_variants.envs.wrappers.{name}"
-    for name in ("EpisodePerFlag", "FlagCurriculum", "HardStarts", "StrideReward")
+    for name in ("EpisodePerFlag", "FlagCurriculum", "HardStarts", "LiftCurriculum", "StrideReward")
 )
 # Constructor arguments that rl_zoo3 fills from the command line: in a config they would be given twice.
 COMMAND_LINE_KEYS = frozenset({"env", "tensorboard_log", "seed", "verbose", "device", "_init_setup_model"})

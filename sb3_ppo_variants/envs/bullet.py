@@ -111,6 +111,16 @@ class Body:
         """Set the hinges' torques, N·m, for the next control step."""
         self._set_motors(pybullet.TORQUE_CONTROL, torques)
 
+    def mass(self) -> float:
+        """Of all links, kg."""
+        links = range(ROOT, pybullet.getNumJoints(self.id, self._client))
+        return sum(pybullet.getDynamicsInfo(self.id, link, self._client)[0] for link in links)
+
+    def push_root(self, force: Sequence[float]) -> None:
+        """Push at the root's centre of mass, N, world axes, for the next control step."""
+        position, _ = pybullet.getBasePositionAndOrientation(self.id, self._client)
+        pybullet.applyExternalForce(self.id, ROOT, force, position, pybullet.WORLD_FRAME, self._client)
+
     def place(
         self,
         angles: Sequence[float],

@@ -10,7 +10,7 @@ from math import asin, atan2, cos, isfinite, sin
 import numpy as np
 from numpy.typing import NDArray
 
-from sb3_ppo_variants.envs.bullet import World
+from sb3_ppo_variants.envs.bullet import GRAVITY, World
 from sb3_ppo_variants.envs.quiet import pybullet
 
 MODEL_FILE = "mjcf/humanoid_symmetric.xml"
@@ -110,6 +110,7 @@ class Humanoid:
         self._feet = {self.body.links[name]: i for i, name in enumerate(FEET)}
         # Among them, because its centre is on no line with two others.
         self._pelvis = self.body.points.index(self.body.links["pelvis"])
+        self._weight = self.body.mass() * GRAVITY
         self._strength = [power * motor for motor in MOTORS.values()]
         self._middle = [0.5 * (hinge.lower + hinge.upper) for hinge in self.body.hinges]
         self._per_radian = [2.0 / (hinge.upper - hinge.lower) for hinge in self.body.hinges]
@@ -130,6 +131,10 @@ class Humanoid:
                 for a, full in zip(action, self._strength, strict=True)
             ]
         )
+
+    def lift(self, share: float) -> None:
+        """Pull the torso up with this share of the robot's weight, for the next control step."""
+        self.body.push_root((0.0, 0.0, share * self._weight))
 
     def place(self, joints: Sequence[float], height: float, pitch: float, yaw: float) -> None:
         """Put the robot at rest over the origin: hinge angles (17), torso height (m), pitch and yaw (rad)."""

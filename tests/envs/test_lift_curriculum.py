@@ -1,0 +1,177 @@
+"""The wrapper that pulls a lying humanoid up."""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+
+from sb3_ppo_variants.envs.bullet import CONTROL_PERIOD, GRAVITY, Body
+from sb3_ppo_variants.envs.quiet import pybullet
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, LiftCurriculum
+
+HARDER = "RoboschoolHumanoidFlagrunHarder-v1"
+LIES: dict[str, Any] = {"pose_probabilities": (0.0, 0.0, 1.0)}
+REST = np.zeros(17, np.float32)
+
+
+def make(pose: tuple[float, float, float] = (0.0, 0.0, 1.0), **arguments: Any) -> LiftCurriculum:
+    return LiftCurriculum(gym.make(HARDER, pose_probabilities=pose), **arguments)
+
+
+def pulls(env: LiftCurriculum, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Collects the shares of its weight that the robot is pulled up with."""
+    shares: list[float] = []
+    monkeypatch.setattr(env.unwrapped.robot, "lift", shares.append)  # type: ignore[attr-defined]
+    return shares
+
+
+def episode(env: gym.Env[Any, Any], steps: int = 1000) -> dict[str, Any]:
+    """So many steps without torque, or until the end: the last `info`."""
+    info: dict[str, Any] = {}
+    for _ in range(steps):
+        *_, terminated, truncated, info = env.step(REST)
+        if terminated or truncated:
+            break
+    return info
+
+
+def upward_momentum(body: Body, client: int) -> float:
+    """Of all links, kg·m/s."""
+    masses = [pybullet.getDynamicsInfo(body.id, link, client)[0] for link in (-1, *sorted(body.links.values()))]
+    assert sum(masses) == pytest.approx(body.mass())
+    links = pybullet.getLinkStates(body.id, sorted(body.links.values()), 1, 1, client)
+    speeds = [pybullet.getBaseVelocity(body.id, client)[0][2], *(state[6][2] for state in links)]
+    return sum(mass * speed for mass, speed in zip(masses, speeds, strict=True))
+
+
+def test_the_pull_is_a_share_of_the_robots_weight() -> None:
+    with gym.make(HARDER, **LIES, roll_over_height=30.0) as env:
+        task: Any = env.unwrapped
+        body, client = task.robot.body, task._world.client
+        for share in (0.0, 0.5, 1.5):
+            env.reset(seed=0)  # at rest, as Bullet's damping takes a share of speed
+            before = upward_momentum(body, client)
+            for _ in range(10):
+                task.robot.lift(share)
+                env.step(REST)
+            gained = upward_momentum(body, client) - before
+            expected = (share - 1.0) * body.mass() * GRAVITY * 10 * CONTROL_PERIOD
+            assert gained == pytest.approx(expected, rel=0.03), share
+
+
+def test_a_lying_robot_is_pulled_up_and_a_standing_one_is_not() -> None:
+    heights = []
+    for start in (1e-6, 1.2):
+        env = make(start=start)
+        env.reset(seed=3)
+        episode(env, 60)
+        heights.append(env.unwrapped.robot.torso_height)  # type: ignore[attr-defined]
+        env.close()
+    assert heights[0] < 0.3
+    assert heights[1] > 0.7
+
+
+def test_the_pull_fades_above_the_minimum_height(monkeypatch: pytest.MonkeyPatch) -> None:
+    env = make(start=0.5, fade=0.4)
+    shares = pulls(env, monkeypatch)
+    env.reset(seed=0)
+    task: Any = env.unwrapped
+    for above, expected in ((-0.3, 0.5), (0.0, 0.5), (0.1, 0.375), (0.3, 0.125), (0.4, None), (0.5, None)):
+        shares.clear()
+        task.robot.torso_height = task.minimum_height + above
+        env.step(REST)
+        assert shares == ([] if expected is None else [pytest.approx(expected)])
+
+
+def test_an_episode_that_begins_upright_is_the_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    upright = (1.0, 0.0, 0.0)
+    plain, env = gym.make(HARDER, pose_probabilities=upright), make(upright)
+    shares = pulls(env, monkeypatch)
+    np.testing.assert_array_equal(env.reset(seed=1)[0], plain.reset(seed=1)[0])
+    over = False
+    while not over:
+        there, reward, over, _, told = plain.step(REST)
+        here, same_reward, same_over, _, info = env.step(REST)
+        np.testing.assert_array_equal(here, there)
+        assert info.pop("lift") == 0.9
+        assert (same_reward, same_over, info) == (reward, over, told)
+    assert shares == []
+    env.reset()
+    assert env.step(REST)[4]["lift"] == 0.9, "its fall is no try to get up"
+
+
+def test_who_gets_up_is_pulled_less_and_who_does_not_more() -> None:
+    env = make(start=0.5, weaken=0.2, strengthen=0.05, within=10)
+    task: Any = env.unwrapped
+    env.reset(seed=0)
+    for expected in (0.3, 0.1, 0.0, 0.0):
+        task.minimum_height = 0.0  # wherever it is, it is up
+        assert episode(env, 1)["lift"] == pytest.approx(expected)
+        task.minimum_height = 0.8
+        assert episode(env, 30)["lift"] == pytest.approx(expected), "one try an episode"
+        env.reset()
+    for expected in (0.05, 0.1):
+        assert episode(env, 9)["lift"] == pytest.approx(expected - 0.05)
+        assert episode(env, 1)["lift"] == pytest.approx(expected)
+        assert episode(env, 30)["lift"] == pytest.approx(expected)
+        env.reset()
+    for _ in range(15):
+        episode(env, 10)
+        env.reset()
+    assert episode(env, 1)["lift"] == 0.5, "and never more than at first"
+
+
+def test_an_end_before_those_steps_is_a_failure_and_so_is_an_episode_cut_short() -> None:
+    env = make(start=0.5, weaken=0.2, strengthen=0.05, within=500)
+    task: Any = env.unwrapped
+    env.reset(seed=0)
+    task.minimum_height = 0.0
+    episode(env, 1)
+    task.minimum_height = 0.8
+    env.reset()
+    assert episode(env)["lift"] == pytest.approx(0.35), "after 170 steps on the ground it ends"
+    env.reset()
+    assert episode(env, 5)["lift"] == pytest.approx(0.35)
+    env.reset()
+    assert episode(env, 1)["lift"] == pytest.approx(0.4)
+
+
+def test_a_seed_begins_anew() -> None:
+    env = make(start=0.5, weaken=0.2)
+    task: Any = env.unwrapped
+    env.reset(seed=0)
+    task.minimum_height = 0.0
+    assert episode(env, 1)["lift"] == pytest.approx(0.3)
+    env.reset(seed=0)
+    task.minimum_height = 0.8
+    assert episode(env, 1)["lift"] == 0.5
+
+
+def test_with_an_episode_per_flag_outside() -> None:
+    env = EpisodePerFlag(LiftCurriculum(gym.make(HARDER, **LIES, flag_timeout=20)))
+    env.reset(seed=0)
+    lifts = [episode(env, 19)["lift"]]
+    for _ in range(3):
+        env.reset()
+        lifts.append(episode(env, 20)["lift"])
+    assert lifts == [0.9] * 4, "a flag's end is not the try's"
+
+
+def test_what_the_lift_takes() -> None:
+    for name in ("RoboschoolHumanoidFlagrun-v1", "Pendulum-v1"):
+        with pytest.raises(ValueError, match="env must be RoboschoolHumanoidFlagrunHarder-v1 or -v0; got <"):
+            LiftCurriculum(gym.make(name))
+    wrong: list[tuple[str, Any, str]] = [
+        ("start", 0.0, "start must be a finite number > 0"),
+        ("weaken", 0.0, "weaken must be a finite number > 0"),
+        ("strengthen", -0.1, "strengthen must be a finite number >= 0"),
+        ("within", 0, "within must be an integer >= 1"),
+        ("fade", float("inf"), "fade must be a finite number > 0"),
+    ]
+    with gym.make(HARDER) as env:
+        for name, value, message in wrong:
+            with pytest.raises(ValueError, match=message):
+                LiftCurriculum(env, **{name: value})
+        with pytest.raises(ValueError, match="env must have whole episodes: put LiftCurriculum inside EpisodePerFlag"):
+            LiftCurriculum(EpisodePerFlag(env))
