@@ -10,7 +10,7 @@ from gymnasium.utils import RecordConstructorArgs
 from numpy.typing import NDArray
 
 from sb3_ppo_variants.arguments import require, shown
-from sb3_ppo_variants.envs.flagrun import RoboschoolHumanoidFlagrun, RoboschoolHumanoidFlagrunHarder
+from sb3_ppo_variants.envs.flagrun import POSES, RoboschoolHumanoidFlagrun, RoboschoolHumanoidFlagrunHarder
 from sb3_ppo_variants.envs.humanoid import MOTORS
 from sb3_ppo_variants.envs.tasks import RoboschoolHumanoid, checked_number, checked_pair
 
@@ -259,15 +259,15 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
 
     The pull is upward, at the torso's centre of mass, in episodes that begin on the ground: a share of the robot's
     weight where the torso is no higher than `minimum_height`, at which the task counts it as lying, less above, and
-    nothing from `fade` above that on. The share begins with `start`. It sinks by `weaken`, down to zero, with each
-    episode in which the robot gets up, which is to make up for all its steps on the ground, within `within` steps; it
-    grows by `strengthen`, up to `start`, with each other. It settles where strengthen / (weaken + strengthen) of the
-    episodes succeed. (Tao et al. 2022, arXiv:2205.00307, weaken the motors as a character learns to get up; Huang et
-    al. 2025, arXiv:2502.08378, pull a humanoid up.)
+    nothing from `fade` above that on. Either start pose has a share of its own, which begins with `start`. It sinks by
+    `weaken`, down to zero, with each episode in which the robot gets up, which is to make up for all its steps on the
+    ground, within `within` steps; it grows by `strengthen`, up to `start`, with each other. It settles where
+    strengthen / (weaken + strengthen) of the episodes succeed. (Tao et al. 2022, arXiv:2205.00307, weaken the motors as
+    a character learns to get up; Huang et al. 2025, arXiv:2502.08378, pull a humanoid up.)
 
-    A step's `info` has the present share, as `lift`. `reset(seed=...)` begins with `start` again, and so does a
-    training that is resumed from a bundle; `reset()` keeps the share. All else is the task's: an agent plays without
-    the wrapper.
+    A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
+    `reset(seed=...)` begins with `start` again, and so does a training that is resumed from a bundle; `reset()` keeps
+    the shares. All else is the task's: an agent plays without the wrapper.
 
     :param env: a task of FlagrunHarder's, not yet in an EpisodePerFlag, which goes outside.
     :param start: share of the robot's weight at first, above 0.
@@ -298,23 +298,26 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         )
         super().__init__(env)
         self._task: RoboschoolHumanoidFlagrunHarder = env.unwrapped
-        self._start = self._share = float(start)
+        self._start = float(start)
         self._weaken = weaken
         self._strengthen = checked_number("strengthen", strengthen, low=0.0)
         self._within = within
         self._fade = fade
-        self._pulls = self._is_open = False
+        self._pose = POSES[0]
+        self._is_open = False
         self._steps = 0
+        self._begin()
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
         """As the task's."""
-        if seed is not None:
-            self._share, self._is_open = self._start, False
         self._learn(False)
+        if seed is not None:
+            self._begin()
         observation, info = self.env.reset(seed=seed, options=options)
-        self._pulls = self._is_open = info["pose"] != "walk"
+        self._pose = info["pose"]
+        self._is_open = self._pose != "walk"
         self._steps = 0
         return observation, info
 
@@ -322,22 +325,26 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         """As the task's, of a robot that is pulled up."""
         task = self._task
         above = task.robot.torso_height - task.minimum_height
-        if self._pulls and above < self._fade:
-            task.robot.lift(self._share * min(1.0, 1.0 - above / self._fade))
+        share = self._shares[self._pose]
+        if share and above < self._fade:
+            task.robot.lift(share * min(1.0, 1.0 - above / self._fade))
         observation, reward, terminated, truncated, info = self.env.step(action)
         self._steps += 1
         if not task.ground_steps:
             self._learn(True)
         elif terminated or truncated or self._steps == self._within:
             self._learn(False)
-        return observation, float(reward), terminated, truncated, {**info, "lift": self._share}
+        return observation, float(reward), terminated, truncated, {**info, "lift": self._shares[self._pose]}
+
+    def _begin(self) -> None:
+        self._shares = {pose: 0.0 if pose == "walk" else self._start for pose in POSES}
 
     def _learn(self, success: bool) -> None:
         """Take in how the robot's try ended, once."""
         if self._is_open:
             self._is_open = False
-            share = self._share + (-self._weaken if success else self._strengthen)
-            self._share = min(max(share, 0.0), self._start)
+            share = self._shares[self._pose] + (-self._weaken if success else self._strengthen)
+            self._shares[self._pose] = min(max(share, 0.0), self._start)
 
 
 @dataclass(eq=False)

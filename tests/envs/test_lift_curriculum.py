@@ -94,11 +94,9 @@ def test_an_episode_that_begins_upright_is_the_tasks(monkeypatch: pytest.MonkeyP
         there, reward, over, _, told = plain.step(REST)
         here, same_reward, same_over, _, info = env.step(REST)
         np.testing.assert_array_equal(here, there)
-        assert info.pop("lift") == 0.9
+        assert info.pop("lift") == 0.0
         assert (same_reward, same_over, info) == (reward, over, told)
     assert shares == []
-    env.reset()
-    assert env.step(REST)[4]["lift"] == 0.9, "its fall is no try to get up"
 
 
 def test_who_gets_up_is_pulled_less_and_who_does_not_more() -> None:
@@ -120,6 +118,21 @@ def test_who_gets_up_is_pulled_less_and_who_does_not_more() -> None:
         episode(env, 10)
         env.reset()
     assert episode(env, 1)["lift"] == 0.5, "and never more than at first"
+
+
+def test_either_pose_has_a_share_of_its_own() -> None:
+    env = make((0.0, 0.5, 0.5), start=0.5, weaken=0.2)
+    task: Any = env.unwrapped
+    env.reset(seed=0)
+    shares = {"stand_up": 0.5, "roll_over": 0.5}
+    poses = []
+    for _ in range(6):
+        _, info = env.reset()
+        poses.append(info["pose"])
+        task.minimum_height = 0.0 if poses[-1] == "stand_up" else 0.8
+        assert episode(env, 1)["lift"] == pytest.approx(max(shares[poses[-1]] - 0.2 * (poses[-1] == "stand_up"), 0.0))
+        shares["stand_up"] -= 0.2 * (poses[-1] == "stand_up")
+    assert set(poses) == set(shares)
 
 
 def test_an_end_before_those_steps_is_a_failure_and_so_is_an_episode_cut_short() -> None:

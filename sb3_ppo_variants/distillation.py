@@ -1,0 +1,205 @@
+"""One network that does what a teacher does: policy distillation (Rusu et al. 2016, arXiv:1511.06295).
+
+The teacher may be two agents, each in charge of a part of the states (:class:`Switch`): the student then has the skills
+of both in one network, from which a training goes on. It learns at the states that it comes to itself, too, where the
+teacher tells what it would do (DAgger: Ross et al. 2011, arXiv:1011.0686).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import numpy as np
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.distributions import DiagGaussianDistribution
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_ppo_variants.arguments import require, shown
+from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
+from sb3_ppo_variants.symmetry import MirrorSymmetry, symmetrize_statistics
+
+__all__ = ["Predictor", "Switch", "distill"]
+
+LAST_STEPSIZE = 0.02
+"""Share of the stepsize at the end of each round, to which it falls linearly; ours."""
+SMALLEST_VARIANCE = 1e-4
+"""Added to the variance of a component of the observation, which may be constant; ours."""
+
+
+class Predictor(Protocol):
+    """What acts: a model, or an exported policy."""
+
+    def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, Any]:
+        """As SB3's, for observations ``(B, *shape)`` as the task gives them."""
+
+
+class Switch:
+    """Two agents as one: the second acts where a component of the observation has reached a threshold.
+
+    :param below: acts where it is less
+    :param above: acts elsewhere
+    :param component: its index in the observation, of one axis
+    :param threshold: as the task gives it, not normalised
+    """
+
+    def __init__(self, below: Predictor, above: Predictor, component: int, threshold: float):
+        self.below, self.above = below, above
+        self.component, self.threshold = component, threshold
+
+    def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, None]:
+        """For each of the observations ``(B, n)`` the action of who is in charge, ``(B, m)``; and None."""
+        actions = [agent.predict(observation, deterministic=deterministic)[0] for agent in (self.below, self.above)]
+        is_above = observation[:, self.component] >= self.threshold
+        return np.where(is_above[:, None], actions[1], actions[0]), None
+
+
+def distill(
+    model: PaperOnPolicyAlgorithm,
+    teacher: Predictor,
+    total_timesteps: int,
+    *,
+    rounds: int = 4,
+    teacher_share: float = 0.3,
+    n_epochs: int = 10,
+    batch_size: int = 1024,
+    learning_rate: float = 1e-3,
+) -> list[float]:
+    """Fit the mean action of a model's policy to a teacher's action, by the squared error.
+
+    Each round takes as many steps in the model's environments, where in the first the teacher acts, and later in each
+    episode either the teacher, with probability `teacher_share`, or the student; its states are added to those of the
+    rounds before, and the student is fitted to all of them. Where a ``VecNormalize`` normalises observations, its
+    statistics are those of the first round; its statistics of returns stay. The critic learns nothing, the noise stays.
+
+    Random numbers come from torch's and NumPy's generators, which the model's `seed` sets.
+
+    :param model: with Gaussian actions, and environments that are vectorised and of observations of one axis; whoever
+        trains it further starts the environments anew
+    :param teacher: its actions for raw observations, deterministic
+    :param total_timesteps: of all rounds and environments; rounded up to full steps of all environments
+    :param rounds: at least 1
+    :param teacher_share: 0 to 1
+    :param n_epochs: passes over all states, in each round
+    :param batch_size: states to a step of Adam; at least 1
+    :param learning_rate: Adam's at the start of a round; it falls to a fiftieth
+    :return: the mean squared error of an action's component in each round's last pass
+    :raises ValueError: if the model is not such, the teacher's actions are of another shape or not finite, or an
+        argument is not allowed
+    """
+    require("total_timesteps", total_timesteps, "an integer >= 1", lambda value: value >= 1, integer=True)
+    for name, count in (("rounds", rounds), ("n_epochs", n_epochs), ("batch_size", batch_size)):
+        require(name, count, "an integer >= 1", lambda value: value >= 1, integer=True)
+    require("teacher_share", teacher_share, "a number from 0 to 1", lambda value: 0 <= value <= 1)
+    require("learning_rate", learning_rate, "a finite number > 0", lambda value: 0 < value < math.inf)
+    env = _require_model(model)
+    steps = math.ceil(total_timesteps / (rounds * env.num_envs))
+    states, actions = [], []
+    optimizer = th.optim.Adam(model.policy.parameters(), learning_rate)
+    losses = []
+    for number in range(rounds):
+        seen, labels = _collect(model, teacher, env, steps, 1.0 if number == 0 else teacher_share)
+        states.append(seen)
+        actions.append(labels)
+        if number == 0:
+            _set_statistics(model, seen)
+        losses.append(
+            _fit(model, optimizer, np.concatenate(states), np.concatenate(actions), n_epochs, batch_size, learning_rate)
+        )
+    model._last_obs = None  # a training resets the environments first
+    return losses
+
+
+def _require_model(model: Any) -> VecEnv:
+    """The model's environments.
+
+    :raises ValueError: if it is none that can be distilled into
+    """
+    if not isinstance(model, PaperOnPolicyAlgorithm):
+        raise ValueError(f"model must be of one of this package's algorithms; got {shown(model)}")
+    env, space = model.env, model.observation_space
+    if env is None:
+        raise ValueError("model must have environments: model.set_env(env)")
+    if not isinstance(space, spaces.Box) or len(space.shape) != 1:
+        raise ValueError(f"model must have observations of one axis; got {space}")
+    if not isinstance(model.policy.action_dist, DiagGaussianDistribution):
+        raise ValueError(f"model must have Gaussian actions; got {type(model.policy.action_dist).__name__}")
+    return env
+
+
+def _collect(
+    model: PaperOnPolicyAlgorithm, teacher: Predictor, env: VecEnv, steps: int, teacher_share: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """States ``(steps · n_envs, *shape)`` as the task gives them, and the teacher's actions there."""
+    normalizer = model.get_vec_normalize_env()
+    learns = normalizer is not None and normalizer.training
+    if normalizer is not None:
+        normalizer.training = False
+    try:
+        observation: Any = env.reset()
+        acts = np.random.random(env.num_envs) < teacher_share
+        states, labels = [], []
+        for _ in range(steps):
+            raw: Any = observation if normalizer is None else normalizer.get_original_obs()
+            label, _ = teacher.predict(raw, deterministic=True)
+            if label.shape != (env.num_envs, *(model.action_space.shape or ())) or not np.isfinite(label).all():
+                raise ValueError(f"teacher must give finite actions of the model's shape; got {shown(label)}")
+            states.append(raw.copy())
+            labels.append(label)
+            own = label
+            if not acts.all():
+                own = model.predict(observation, deterministic=True)[0]
+            observation, _, dones, _ = env.step(np.where(acts[:, None], label, own))
+            acts = np.where(dones, np.random.random(env.num_envs) < teacher_share, acts)
+    finally:
+        if normalizer is not None:
+            normalizer.training = learns
+    return np.concatenate(states), np.concatenate(labels).astype(np.float32)
+
+
+def _set_statistics(model: PaperOnPolicyAlgorithm, states: np.ndarray) -> None:
+    normalizer = model.get_vec_normalize_env()
+    if normalizer is None or not normalizer.norm_obs:
+        return
+    running = RunningMeanStd(shape=states.shape[1:])
+    running.update(states.astype(np.float64))
+    running.var += SMALLEST_VARIANCE
+    if isinstance(model.mirror_symmetry, MirrorSymmetry):
+        symmetrize_statistics(running, model.mirror_symmetry.observation)
+    normalizer.obs_rms = running  # type: ignore[assignment]  # SB3 has a dict of them for observations that are dicts
+
+
+def _fit(
+    model: PaperOnPolicyAlgorithm,
+    optimizer: th.optim.Optimizer,
+    states: np.ndarray,
+    actions: np.ndarray,
+    n_epochs: int,
+    batch_size: int,
+    learning_rate: float,
+) -> float:
+    normalizer = model.get_vec_normalize_env()
+    seen: Any = states if normalizer is None else normalizer.normalize_obs(states)
+    inputs, wanted = (th.as_tensor(values, device=model.device) for values in (seen, actions))
+    policy, symmetric = model.policy, model._symmetric()
+    done, total = 0, n_epochs * math.ceil(len(inputs) / batch_size)
+    losses: list[float] = []
+    for _ in range(n_epochs):
+        losses = []
+        for places in th.randperm(len(inputs), device=model.device).split(batch_size):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate * max(1.0 - done / total, LAST_STEPSIZE)
+            gaussian: Any = policy.get_distribution(inputs[places]).distribution
+            loss = (gaussian.mean - wanted[places]).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            if symmetric is not None:
+                symmetric.project_gradients()
+            optimizer.step()
+            done += 1
+            losses.append(loss.item())
+    if symmetric is not None:
+        symmetric.project_weights()
+    return float(np.mean(losses))

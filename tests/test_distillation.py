@@ -1,0 +1,177 @@
+"""A network that learns what a teacher does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_ppo_variants import PPOClipPaper
+from sb3_ppo_variants.distillation import Switch, distill
+
+
+class Line:
+    """Acts by a matrix."""
+
+    def __init__(self, weights: Any) -> None:
+        self.weights = np.asarray(weights, dtype=np.float64)
+        self.calls = 0
+
+    def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, None]:
+        assert deterministic
+        self.calls += 1
+        return observation @ self.weights, None
+
+
+PENDULUM = np.array([[0.5], [0.3], [-0.1]])  # of cos θ, sin θ and θ's speed, up to 8: within the torques
+
+
+def make(normalize: bool = True, **arguments: Any) -> PPOClipPaper:
+    env: Any = make_vec_env("Pendulum-v1", 4, seed=0)
+    if normalize:
+        env = VecNormalize(env)
+    defaults: dict[str, Any] = {"n_steps": 64, "batch_size": 64, "seed": 0}
+    return PPOClipPaper("MlpPolicy", env, **(defaults | arguments))
+
+
+def observations(count: int = 300) -> np.ndarray:
+    random = np.random.default_rng(1)
+    angle, speed = random.uniform(-np.pi, np.pi, count), random.uniform(-4, 4, count)
+    return np.stack([np.cos(angle), np.sin(angle), speed], axis=1).astype(np.float32)
+
+
+def acted(model: PPOClipPaper, raw: np.ndarray) -> np.ndarray:
+    normalizer = model.get_vec_normalize_env()
+    seen: Any = raw if normalizer is None else normalizer.normalize_obs(raw)
+    return np.asarray(model.predict(seen, deterministic=True)[0])
+
+
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_student_acts_as_the_teacher(normalize: bool) -> None:
+    model, teacher = make(normalize), Line(PENDULUM)
+    raw = observations()
+    before = np.abs(acted(model, raw) - raw @ PENDULUM).mean()
+    losses = distill(model, teacher, 1200, rounds=2, n_epochs=30, batch_size=64)
+    after = np.abs(acted(model, raw) - raw @ PENDULUM).mean()
+    assert before > 0.3
+    assert after < 0.05
+    assert len(losses) == 2
+    assert max(losses) < 0.01
+    assert teacher.calls == 2 * 150, "steps of four environments, rounded up"
+    normalizer: Any = model.get_vec_normalize_env()
+    if normalizer is not None:
+        assert normalizer.training
+        assert normalizer.obs_rms.count == pytest.approx(600, abs=1)
+    model.learn(256)
+
+
+def test_a_switch_has_each_agent_act_where_it_is_in_charge() -> None:
+    below, above = Line(np.zeros((3, 1))), Line(PENDULUM)
+    teacher = Switch(below, above, 1, 0.25)
+    raw = observations()
+    actions, _ = teacher.predict(raw, deterministic=True)
+    np.testing.assert_array_equal(actions, np.where(raw[:, 1:2] >= 0.25, raw @ PENDULUM, 0.0))
+    edge = np.array([[0.0, 0.25, 1.0]])
+    np.testing.assert_array_equal(teacher.predict(edge, deterministic=True)[0], edge @ PENDULUM)
+    model = make()
+    distill(model, teacher, 3000, n_epochs=30, batch_size=64)
+    assert np.abs(acted(model, raw) - actions).mean() < 0.1
+
+
+def test_the_student_sees_its_own_states_too() -> None:
+    """The teacher holds the pendulum up from where it is; the student, untrained, lets it swing."""
+
+    class Watched(Line):
+        states: list[np.ndarray]
+
+        def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, None]:
+            self.states.append(observation.copy())
+            return super().predict(observation, deterministic=deterministic)
+
+    def play(teacher_share: float) -> np.ndarray:
+        teacher = Watched(np.array([[0.0], [0.0], [-2.0]]))
+        teacher.states = []
+        model = make(n_epochs=1)
+        distill(model, teacher, 1600, rounds=2, teacher_share=teacher_share, n_epochs=1, learning_rate=1e-9)
+        return np.concatenate(teacher.states)
+
+    braked, own = play(1.0), play(0.0)
+    np.testing.assert_array_equal(braked[:800], own[:800])  # the teacher's round
+    assert np.abs(own[800:, 2]).mean() > 2 * np.abs(braked[800:, 2]).mean()
+
+
+def test_a_seed_repeats_it() -> None:
+    weights = []
+    for _ in range(2):
+        model = make()
+        distill(model, Line(PENDULUM), 400, rounds=2, n_epochs=2)
+        weights.append(th.cat([each.flatten() for each in model.policy.parameters()]))
+    assert th.equal(*weights)
+
+
+def test_neither_the_critic_nor_the_noise_changes() -> None:
+    model = make()
+    before = {name: each.clone() for name, each in model.policy.named_parameters()}
+    distill(model, Line(PENDULUM), 400, rounds=2, n_epochs=2)
+    changed = {name for name, each in model.policy.named_parameters() if not th.equal(each, before[name])}
+    assert changed == {name for name in before if name.startswith(("mlp_extractor.policy_net", "action_net"))}
+
+
+def test_symmetric_networks_stay_symmetric() -> None:
+    env = VecNormalize(make_vec_env("RoboschoolHumanoid-v1", 2, seed=0))
+    model = PPOClipPaper("MlpPolicy", env, n_steps=64, batch_size=64, mirror_symmetry=True, clip_actions=False, seed=0)
+    weights = np.random.default_rng(0).normal(size=(44, 17)) / 10
+    losses = distill(model, Line(weights), 300, rounds=2, n_epochs=20, batch_size=32)
+    assert losses[-1] < 0.5 * np.square(weights).sum()
+    symmetric = model._symmetric()
+    assert symmetric is not None
+    symmetric.require_symmetric()
+    mirror: Any = model.mirror_symmetry
+    raw = np.random.default_rng(1).normal(size=(20, 44)).astype(np.float32)
+    there = acted(model, mirror.observation.apply(raw).astype(np.float32))
+    np.testing.assert_allclose(mirror.action.apply(there), acted(model, raw), atol=1e-5)
+
+
+def test_what_it_takes() -> None:
+    teacher = Line(PENDULUM)
+    wrong: list[tuple[str, Any, str]] = [
+        ("total_timesteps", 0, "total_timesteps must be an integer >= 1"),
+        ("rounds", 0, "rounds must be an integer >= 1"),
+        ("n_epochs", 1.5, "n_epochs must be an integer >= 1"),
+        ("batch_size", 0, "batch_size must be an integer >= 1"),
+        ("teacher_share", 1.1, "teacher_share must be a number from 0 to 1"),
+        ("learning_rate", 0.0, "learning_rate must be a finite number > 0"),
+    ]
+    model = make()
+    for name, value, message in wrong:
+        arguments: dict[str, Any] = {"total_timesteps": 100, name: value}
+        with pytest.raises(ValueError, match=message):
+            distill(model, teacher, **arguments)
+    for bad in (Line(np.ones((3, 2))), Line(np.full((3, 1), np.nan))):
+        with pytest.raises(ValueError, match="teacher must give finite actions of the model's shape"):
+            distill(model, bad, 100)
+    assert model.get_vec_normalize_env().training  # type: ignore[union-attr]
+    other: Any = PPO("MlpPolicy", "Pendulum-v1")
+    with pytest.raises(ValueError, match="model must be of one of this package's algorithms"):
+        distill(other, teacher, 100)
+    with pytest.raises(ValueError, match="model must have Gaussian actions; got CategoricalDistribution"):
+        distill(PPOClipPaper("MlpPolicy", "CartPole-v1"), teacher, 100)
+    model.env = None
+    with pytest.raises(ValueError, match="model must have environments"):
+        distill(model, teacher, 100)
+
+    class Table(gym.ObservationWrapper[Any, Any, Any]):
+        observation_space: Any = spaces.Box(-8.0, 8.0, (3, 1), np.float32)
+
+        def observation(self, observation: Any) -> Any:
+            return observation[:, None]
+
+    with pytest.raises(ValueError, match="model must have observations of one axis"):
+        distill(PPOClipPaper("MlpPolicy", Table(gym.make("Pendulum-v1"))), teacher, 100)
