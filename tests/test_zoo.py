@@ -100,7 +100,7 @@ def test_flag_tasks_differ_in_noise_rollouts_and_training_wrappers_and_versions_
     wrappers: dict[str, list[Any]] = {
         "": [f"{package}.StrideReward"],
         "Flagrun": [f"{package}.FlagCurriculum", {f"{package}.HardStarts": {"within": 80}}],
-        "FlagrunHarder": [],
+        "FlagrunHarder": [f"{package}.LiftCurriculum", f"{package}.EpisodePerFlag"],
     }
     for task, expected in wrappers.items():
         found = settings[f"RoboschoolHumanoid{task}-v1"]

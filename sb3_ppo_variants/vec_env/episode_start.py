@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
 from typing import Any
@@ -127,10 +128,13 @@ def _layers(env: gym.Env) -> Iterator[gym.Env]:
 
 
 def _telling(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
-    """Those layers that tell of themselves, each with a name of its own."""
-    for depth, layer in enumerate(_layers(env)):
+    """Those layers that tell of themselves, each with a name of its own, whatever other layers there are."""
+    met: Counter[str] = Counter()
+    for layer in _layers(env):
         if hasattr(type(layer), GET):
-            yield f"{depth} {type(layer).__name__}", layer
+            name = type(layer).__name__
+            yield f"{met[name]} {name}", layer
+            met[name] += 1
 
 
 def _spaces(base: gym.Env) -> Iterator[gym.Space]:

@@ -15,6 +15,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 
 import sb3_ppo_variants.envs  # noqa: F401  # registers the tasks
 from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
 from sb3_ppo_variants.resume import state as run_state
 from sb3_ppo_variants.resume.names import bundle_paths
 from sb3_ppo_variants.vec_env import record_episodes
@@ -141,6 +142,19 @@ def test_another_environment_is_refused() -> None:
     with pytest.raises(ValueError, match="is another environment than that of the bundle"):
         other.reset()
     told.close()
+
+
+def test_wrappers_that_tell_nothing_come_and_go() -> None:
+    """A training may go on in other wrappers (``train --resume RUN -params "env_wrapper:…"``)."""
+    told = record_episodes(EpisodePerFlag(gym.make(HUMANOIDS[2])))
+    told.unwrapped.curriculum.remember(1, True)  # type: ignore[attr-defined]
+    told.reset()
+    bare = record_episodes(gym.make(HUMANOIDS[2]))
+    bare.resume_from(told.resume_start())  # type: ignore[attr-defined]
+    bare.reset()
+    assert bare.unwrapped.curriculum.outcomes() == [[], [True], []]  # type: ignore[attr-defined]
+    told.close()
+    bare.close()
 
 
 def test_recording_leaves_the_environment_as_it_is() -> None:
