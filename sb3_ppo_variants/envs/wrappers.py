@@ -258,22 +258,27 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     """Pulls a robot that starts on the ground up by its torso at first, and less and less as it learns to get up.
 
     The pull is upward, at the torso's centre of mass, in episodes that begin on the ground: a share of the robot's
-    weight where the torso is no higher than `minimum_height`, at which the task counts it as lying, less above, and
+    weight where the torso is no higher than `minimum_height`, below which the task counts it as lying, less above, and
     nothing from `fade` above that on. Either start pose has a share of its own, which begins with `start`. It sinks by
-    `weaken`, down to zero, with each episode in which the robot gets up, which is to make up for all its steps on the
-    ground, within `within` steps; it grows by `strengthen`, up to `start`, with each other. It settles where
+    `weaken`, down to zero, with each episode in which the robot gets up, which is to have its torso above `up_height`
+    for `up_steps` successive steps; it grows by `strengthen`, up to `start`, with each other. It settles where
     strengthen / (weaken + strengthen) of the episodes succeed. (Tao et al. 2022, arXiv:2205.00307, weaken the motors as
     a character learns to get up; Huang et al. 2025, arXiv:2502.08378, pull a humanoid up.)
+
+    With a `bonus`, the episode ends when the robot has got up, as by a fall, and that step earns as much more. So
+    getting up is learned by itself, by an agent that need not walk yet. What it earns then is not the task's.
 
     A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
     `reset(seed=...)` begins with `start` again, and so does a training that is resumed from a bundle; `reset()` keeps
     the shares. All else is the task's: an agent plays without the wrapper.
 
     :param env: a task of FlagrunHarder's, not yet in an EpisodePerFlag, which goes outside.
-    :param start: share of the robot's weight at first, above 0.
+    :param start: share of the robot's weight at first: of both poses, or (face down, face up); at or above 0.
     :param weaken: per episode in which it gets up; above 0.
     :param strengthen: per episode in which it does not; at or above 0.
-    :param within: steps from the start in which it is to get up, at least 1.
+    :param up_height: m.
+    :param up_steps: at least 1.
+    :param bonus: reward for getting up, which then ends the episode; None lets it go on.
     :param fade: m, above 0.
     :raises ValueError: `env` is no such task or in the wrong wrapper, or an argument is out of its range.
     """
@@ -281,32 +286,45 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     def __init__(
         self,
         env: gym.Env[Observation, Observation],
-        start: float = 0.9,
+        start: float | tuple[float, float] = 0.9,
         weaken: float = 0.01,
-        strengthen: float = 0.007,
-        within: int = 250,
+        strengthen: float = 0.003,
+        up_height: float = 0.85,
+        up_steps: int = 15,
+        bonus: float | None = None,
         fade: float = 0.2,
     ) -> None:
         if not isinstance(env.unwrapped, RoboschoolHumanoidFlagrunHarder):
             raise ValueError(f"env must be RoboschoolHumanoidFlagrunHarder-v1 or -v0; got {shown(env)}")
         _require_whole_episodes(env, "LiftCurriculum")
-        for name, value in (("start", start), ("weaken", weaken), ("fade", fade)):
+        for name, value in (("weaken", weaken), ("fade", fade)):
             require(name, value, "a finite number > 0", lambda value: 0 < value < inf)
-        require("within", within, "an integer >= 1", lambda value: value >= 1, integer=True)
+        require("up_steps", up_steps, "an integer >= 1", lambda value: value >= 1, integer=True)
+        shares = (start, start) if isinstance(start, int | float) else start
         RecordConstructorArgs.__init__(
-            self, start=start, weaken=weaken, strengthen=strengthen, within=within, fade=fade
+            self,
+            start=start,
+            weaken=weaken,
+            strengthen=strengthen,
+            up_height=up_height,
+            up_steps=up_steps,
+            bonus=bonus,
+            fade=fade,
         )
         super().__init__(env)
         self._task: RoboschoolHumanoidFlagrunHarder = env.unwrapped
-        self._start = float(start)
+        first = checked_pair("start", shares, "(face down, face up) >= 0, or one for both", low=0.0)
+        self._start = dict(zip(POSES, (0.0, *first), strict=True))
+        self._shares = dict(self._start)
         self._weaken = weaken
         self._strengthen = checked_number("strengthen", strengthen, low=0.0)
-        self._within = within
+        self._up_height = checked_number("up_height", up_height, low=0.0)
+        self._up_steps = up_steps
+        self._bonus = None if bonus is None else checked_number("bonus", bonus)
         self._fade = fade
         self._pose = POSES[0]
         self._is_open = False
-        self._steps = 0
-        self._begin()
+        self._steps_up = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -314,37 +332,36 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         """As the task's."""
         self._learn(False)
         if seed is not None:
-            self._begin()
+            self._shares = dict(self._start)
         observation, info = self.env.reset(seed=seed, options=options)
         self._pose = info["pose"]
-        self._is_open = self._pose != "walk"
-        self._steps = 0
+        self._is_open = self._pose != POSES[0]
+        self._steps_up = 0
         return observation, info
 
     def step(self, action: Observation) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """As the task's, of a robot that is pulled up."""
+        """As the task's, of a robot that is pulled up; with a bonus, the step in which it has got up is the last."""
         task = self._task
         above = task.robot.torso_height - task.minimum_height
         share = self._shares[self._pose]
         if share and above < self._fade:
             task.robot.lift(share * min(1.0, 1.0 - above / self._fade))
         observation, reward, terminated, truncated, info = self.env.step(action)
-        self._steps += 1
-        if not task.ground_steps:
+        self._steps_up = self._steps_up + 1 if task.robot.torso_height > self._up_height else 0
+        if self._is_open and self._steps_up == self._up_steps:
             self._learn(True)
-        elif terminated or truncated or self._steps == self._within:
+            if self._bonus is not None and not terminated:
+                reward, terminated = float(reward) + self._bonus, True
+        elif terminated or truncated:
             self._learn(False)
         return observation, float(reward), terminated, truncated, {**info, "lift": self._shares[self._pose]}
-
-    def _begin(self) -> None:
-        self._shares = {pose: 0.0 if pose == "walk" else self._start for pose in POSES}
 
     def _learn(self, success: bool) -> None:
         """Take in how the robot's try ended, once."""
         if self._is_open:
             self._is_open = False
             share = self._shares[self._pose] + (-self._weaken if success else self._strengthen)
-            self._shares[self._pose] = min(max(share, 0.0), self._start)
+            self._shares[self._pose] = min(max(share, 0.0), self._start[self._pose])
 
 
 @dataclass(eq=False)

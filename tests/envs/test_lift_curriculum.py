@@ -62,7 +62,7 @@ def test_the_pull_is_a_share_of_the_robots_weight() -> None:
 
 def test_a_lying_robot_is_pulled_up_and_a_standing_one_is_not() -> None:
     heights = []
-    for start in (1e-6, 1.2):
+    for start in (0.0, 1.2):
         env = make(start=start)
         env.reset(seed=3)
         episode(env, 60)
@@ -99,76 +99,111 @@ def test_an_episode_that_begins_upright_is_the_tasks(monkeypatch: pytest.MonkeyP
     assert shares == []
 
 
+def rise(env: LiftCurriculum) -> None:
+    """From now on the torso is read to be 2 m up."""
+    robot: Any = env.unwrapped.robot  # type: ignore[attr-defined]
+    read = robot.read
+
+    def read_up() -> None:
+        read()
+        robot.torso_height = 2.0
+
+    robot.read = read_up
+
+
+def lie(env: LiftCurriculum) -> None:
+    """The reverse of `rise`."""
+    vars(env.unwrapped.robot).pop("read", None)  # type: ignore[attr-defined]
+
+
 def test_who_gets_up_is_pulled_less_and_who_does_not_more() -> None:
-    env = make(start=0.5, weaken=0.2, strengthen=0.05, within=10)
-    task: Any = env.unwrapped
+    env = make(start=0.5, weaken=0.2, strengthen=0.05, up_steps=3)
     env.reset(seed=0)
-    for expected in (0.3, 0.1, 0.0, 0.0):
-        task.minimum_height = 0.0  # wherever it is, it is up
-        assert episode(env, 1)["lift"] == pytest.approx(expected)
-        task.minimum_height = 0.8
-        assert episode(env, 30)["lift"] == pytest.approx(expected), "one try an episode"
+    for before, after in ((0.5, 0.3), (0.3, 0.1), (0.1, 0.0), (0.0, 0.0)):
+        episode(env, 5)
+        rise(env)
+        assert episode(env, 2)["lift"] == pytest.approx(before)
+        assert episode(env, 1)["lift"] == pytest.approx(after)
+        lie(env)
+        info = episode(env)
+        assert info["reward_alive"] == -1.0, "it goes on to its end"
+        assert info["lift"] == pytest.approx(after), "one try an episode"
         env.reset()
-    for expected in (0.05, 0.1):
-        assert episode(env, 9)["lift"] == pytest.approx(expected - 0.05)
-        assert episode(env, 1)["lift"] == pytest.approx(expected)
-        assert episode(env, 30)["lift"] == pytest.approx(expected)
+    for after in (0.05, 0.1):
+        assert episode(env, 169)["lift"] == pytest.approx(after - 0.05)
+        assert episode(env, 1)["lift"] == pytest.approx(after), "after 170 steps on the ground the episode ends"
         env.reset()
-    for _ in range(15):
-        episode(env, 10)
+    for _ in range(10):
+        episode(env)
         env.reset()
     assert episode(env, 1)["lift"] == 0.5, "and never more than at first"
 
 
-def test_either_pose_has_a_share_of_its_own() -> None:
-    env = make((0.0, 0.5, 0.5), start=0.5, weaken=0.2)
-    task: Any = env.unwrapped
+def test_a_moment_is_not_up_and_an_episode_cut_short_is_a_failure() -> None:
+    env = make(start=0.5, weaken=0.2, strengthen=0.05, up_steps=3)
     env.reset(seed=0)
-    shares = {"stand_up": 0.5, "roll_over": 0.5}
+    rise(env)
+    assert episode(env, 3)["lift"] == pytest.approx(0.3)
+    env.reset()
+    for _ in range(3):
+        rise(env)
+        assert episode(env, 2)["lift"] == pytest.approx(0.3)
+        lie(env)
+        assert episode(env, 1)["lift"] == pytest.approx(0.3)
+    env.reset()
+    assert episode(env, 1)["lift"] == pytest.approx(0.35)
+
+
+def test_with_a_bonus_getting_up_ends_the_episode() -> None:
+    plain, env = gym.make(HARDER, **LIES), make(start=0.0, bonus=50.0, up_steps=4)
+    for each in (plain, env):
+        each.reset(seed=0)
+    for step in range(1, 11):
+        if step == 7:
+            for each in (plain, env):
+                rise(each)  # type: ignore[arg-type]
+        _, reward, *_ = plain.step(REST)
+        _, more, terminated, truncated, info = env.step(REST)
+        assert (terminated, truncated) == (step == 10, False)
+        assert more == float(reward) + (50.0 if step == 10 else 0.0)
+    assert info["lift"] == 0.0
+
+
+def test_either_pose_has_a_share_of_its_own() -> None:
+    env = make((0.0, 0.5, 0.5), start=(0.4, 0.7), weaken=0.2, up_steps=1)
+    shares = {"stand_up": 0.4, "roll_over": 0.7}
+    env.reset(seed=0)
     poses = []
-    for _ in range(6):
+    for _ in range(8):
         _, info = env.reset()
         poses.append(info["pose"])
-        task.minimum_height = 0.0 if poses[-1] == "stand_up" else 0.8
-        assert episode(env, 1)["lift"] == pytest.approx(max(shares[poses[-1]] - 0.2 * (poses[-1] == "stand_up"), 0.0))
-        shares["stand_up"] -= 0.2 * (poses[-1] == "stand_up")
+        assert episode(env, 1)["lift"] == pytest.approx(shares[poses[-1]])
+        if poses[-1] == "stand_up":
+            rise(env)
+            shares["stand_up"] = max(shares["stand_up"] - 0.2, 0.0)
+        assert episode(env, 1)["lift"] == pytest.approx(shares[poses[-1]])
+        lie(env)
     assert set(poses) == set(shares)
 
 
-def test_an_end_before_those_steps_is_a_failure_and_so_is_an_episode_cut_short() -> None:
-    env = make(start=0.5, weaken=0.2, strengthen=0.05, within=500)
-    task: Any = env.unwrapped
-    env.reset(seed=0)
-    task.minimum_height = 0.0
-    episode(env, 1)
-    task.minimum_height = 0.8
-    env.reset()
-    assert episode(env)["lift"] == pytest.approx(0.35), "after 170 steps on the ground it ends"
-    env.reset()
-    assert episode(env, 5)["lift"] == pytest.approx(0.35)
-    env.reset()
-    assert episode(env, 1)["lift"] == pytest.approx(0.4)
-
-
 def test_a_seed_begins_anew() -> None:
-    env = make(start=0.5, weaken=0.2)
-    task: Any = env.unwrapped
+    env = make(start=0.5, weaken=0.2, up_steps=1)
     env.reset(seed=0)
-    task.minimum_height = 0.0
+    rise(env)
     assert episode(env, 1)["lift"] == pytest.approx(0.3)
+    lie(env)
     env.reset(seed=0)
-    task.minimum_height = 0.8
     assert episode(env, 1)["lift"] == 0.5
 
 
 def test_with_an_episode_per_flag_outside() -> None:
-    env = EpisodePerFlag(LiftCurriculum(gym.make(HARDER, **LIES, flag_timeout=20)))
+    env = EpisodePerFlag(LiftCurriculum(gym.make(HARDER, **LIES, flag_timeout=20), start=0.1))
     env.reset(seed=0)
     lifts = [episode(env, 19)["lift"]]
     for _ in range(3):
         env.reset()
         lifts.append(episode(env, 20)["lift"])
-    assert lifts == [0.9] * 4, "a flag's end is not the try's"
+    assert lifts == [0.1] * 4, "a flag's end is not the try's"
 
 
 def test_what_the_lift_takes() -> None:
@@ -176,10 +211,13 @@ def test_what_the_lift_takes() -> None:
         with pytest.raises(ValueError, match="env must be RoboschoolHumanoidFlagrunHarder-v1 or -v0; got <"):
             LiftCurriculum(gym.make(name))
     wrong: list[tuple[str, Any, str]] = [
-        ("start", 0.0, "start must be a finite number > 0"),
+        ("start", -0.1, "start must be a finite number >= 0"),
+        ("start", (0.1, 0.2, 0.3), r"start must be two finite numbers \(face down, face up\) >= 0, or one for both"),
         ("weaken", 0.0, "weaken must be a finite number > 0"),
         ("strengthen", -0.1, "strengthen must be a finite number >= 0"),
-        ("within", 0, "within must be an integer >= 1"),
+        ("up_height", -1.0, "up_height must be a finite number >= 0"),
+        ("up_steps", 0, "up_steps must be an integer >= 1"),
+        ("bonus", float("nan"), "bonus must be a finite number"),
         ("fade", float("inf"), "fade must be a finite number > 0"),
     ]
     with gym.make(HARDER) as env:
