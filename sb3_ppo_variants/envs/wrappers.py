@@ -366,10 +366,11 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
 
 @dataclass(eq=False)
 class _Start:
-    """How an episode began: what the task's random generator was before it, and how many falls it led to."""
+    """How an episode began: the task's random generator before it, its falls, and passes since the last of them."""
 
     generator: Any
     falls: int = 0
+    passed: int = 0
 
 
 class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation], RecordConstructorArgs):
@@ -377,8 +378,9 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
 
     A trained humanoid falls in its first second or hardly ever, and from the same starts again and again. Trained on
     those more often, it learns more from them. A start that ended in a fall within `within` steps is kept until the
-    robot gets through those steps from it once, or has fallen `tries` times: from some nothing saves it. An episode
-    begins with probability `share` with one of those kept, if there are any, otherwise as the task's.
+    robot has got through those steps from it `passes` times in a row, or has fallen `tries` times: from some nothing
+    saves it. An episode begins with probability `share` with one of those kept, if there are any, otherwise as the
+    task's.
 
     It is for an agent that walks: one that always falls adds starts faster than they are given up. With FlagCurriculum
     inside, a fall from a hard start narrows the angle like any other.
@@ -391,22 +393,30 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
     :param share: of the episodes, above 0 and up to 1.
     :param within: steps in which a fall makes a start hard, at least 1; a shorter episode's end counts as well.
     :param tries: falls after which a start is given up; at least 2.
+    :param passes: at least 1; the noise of a training lets one be luck.
     :raises ValueError: `env` is no humanoid task or in the wrong wrapper, or an argument is out of its range.
     """
 
     def __init__(
-        self, env: gym.Env[Observation, Observation], share: float = 0.5, within: int = 60, tries: int = 5
+        self,
+        env: gym.Env[Observation, Observation],
+        share: float = 0.5,
+        within: int = 60,
+        tries: int = 5,
+        passes: int = 1,
     ) -> None:
         _require_humanoid(env)
         _require_whole_episodes(env, "HardStarts")
         require("share", share, "a number > 0 and <= 1", lambda value: 0 < value <= 1)
         require("within", within, "an integer >= 1", lambda value: value >= 1, integer=True)
         require("tries", tries, "an integer >= 2", lambda value: value >= 2, integer=True)
-        RecordConstructorArgs.__init__(self, share=share, within=within, tries=tries)
+        require("passes", passes, "an integer >= 1", lambda value: value >= 1, integer=True)
+        RecordConstructorArgs.__init__(self, share=share, within=within, tries=tries, passes=passes)
         super().__init__(env)
         self._share = share
         self._within = within
         self._tries = tries
+        self._passes = passes
         self._hard: list[_Start] = []
         self._start: _Start | None = None
         self._goes_on: Any = None
@@ -437,10 +447,12 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
         if start is not None and self._steps <= self._within:
             if terminated:
                 start.falls += 1
+                start.passed = 0
                 if start.falls == 1:
                     self._hard.append(start)
-            through = not terminated and (truncated or self._steps == self._within)
-            if start in self._hard and (through or start.falls == self._tries):
+            elif truncated or self._steps == self._within:
+                start.passed += 1
+            if start in self._hard and (start.passed == self._passes or start.falls == self._tries):
                 self._hard.remove(start)
         if terminated or truncated:
             self._go_on()

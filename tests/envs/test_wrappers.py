@@ -413,6 +413,17 @@ def test_a_start_that_the_robot_gets_through_is_hard_no_longer() -> None:
     assert play(env, 1)[:-1] != hard[:-1]
 
 
+def test_a_start_may_have_to_be_passed_several_times_in_a_row() -> None:
+    env = HardStarts(gym.make(HUMANOID), share=1.0, within=200, tries=10, passes=2)
+    task: Any = env.unwrapped
+    env.reset(seed=5)
+    hard = play(env, 200)
+    for minimum_height, kept in ((0.0, 1), (0.78, 1), (0.0, 1), (0.0, 0)):
+        task.minimum_height = minimum_height
+        assert play(env, 200)[:-1] == hard[:-1]
+        assert len(env._hard) == kept
+
+
 def test_a_fall_after_those_steps_makes_no_start_hard() -> None:
     env = HardStarts(gym.make(HUMANOID), share=1.0, within=3)
     env.reset(seed=5)
@@ -490,6 +501,7 @@ def test_what_hard_starts_take() -> None:
     wrong: list[tuple[str, Any, str]] = [
         ("share", 0.0, "share must be a number > 0 and <= 1"),
         ("within", 0, "within must be an integer >= 1"),
+        ("passes", 0, "passes must be an integer >= 1"),
         ("tries", 1, "tries must be an integer >= 2"),
     ]
     with gym.make(HUMANOID) as env:
