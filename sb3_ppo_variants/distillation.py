@@ -15,6 +15,7 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants.arguments import require, shown
@@ -30,10 +31,10 @@ SMALLEST_VARIANCE = 1e-4
 
 
 class Predictor(Protocol):
-    """What acts: a model, or an exported policy."""
+    """What acts on observations as the task gives them: an exported policy, or a model trained without VecNormalize."""
 
     def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, Any]:
-        """As SB3's, for observations ``(B, *shape)`` as the task gives them."""
+        """As SB3's, for observations ``(B, *shape)``."""
 
 
 class Switch:
@@ -43,15 +44,25 @@ class Switch:
     :param above: acts elsewhere
     :param component: its index in the observation, of one axis
     :param threshold: as the task gives it, not normalised
+    :raises ValueError: for a component below 0, or a threshold that is not finite
     """
 
     def __init__(self, below: Predictor, above: Predictor, component: int, threshold: float):
+        require("component", component, "an integer >= 0", lambda value: value >= 0, integer=True)
+        require("threshold", threshold, "a finite number", math.isfinite)
         self.below, self.above = below, above
         self.component, self.threshold = component, threshold
 
     def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, None]:
-        """For each of the observations ``(B, n)`` the action of who is in charge, ``(B, m)``; and None."""
+        """For each of the observations ``(B, n)`` the action of who is in charge, ``(B, m)``; and None.
+
+        :raises ValueError: if observations have no such component, or the agents' actions are of two shapes
+        """
+        if observation.ndim != 2 or self.component >= observation.shape[1]:
+            raise ValueError(f"observation must be (B, n) with n > {self.component}; got {observation.shape}")
         actions = [agent.predict(observation, deterministic=deterministic)[0] for agent in (self.below, self.above)]
+        if actions[0].shape != actions[1].shape:
+            raise ValueError(f"below and above must act alike; got {actions[0].shape} and {actions[1].shape}")
         is_above = observation[:, self.component] >= self.threshold
         return np.where(is_above[:, None], actions[1], actions[0]), None
 
@@ -74,10 +85,9 @@ def distill(
     rounds before, and the student is fitted to all of them. Where a ``VecNormalize`` normalises observations, its
     statistics are those of the first round; its statistics of returns stay. The critic learns nothing, the noise stays.
 
-    Random numbers come from torch's and NumPy's generators, which the model's `seed` sets.
+    Random numbers come from torch's and NumPy's generators, which its constructor's `seed` sets.
 
-    :param model: with Gaussian actions, and environments that are vectorised and of observations of one axis; whoever
-        trains it further starts the environments anew
+    :param model: with Gaussian actions, and environments of observations of one axis; a training resets them first
     :param teacher: its actions for raw observations, deterministic
     :param total_timesteps: of all rounds and environments; rounded up to full steps of all environments
     :param rounds: at least 1
@@ -99,6 +109,7 @@ def distill(
     states, actions = [], []
     optimizer = th.optim.Adam(model.policy.parameters(), learning_rate)
     losses = []
+    model._last_obs = None  # a training resets the environments first
     for number in range(rounds):
         seen, labels = _collect(model, teacher, env, steps, 1.0 if number == 0 else teacher_share)
         states.append(seen)
@@ -108,7 +119,6 @@ def distill(
         losses.append(
             _fit(model, optimizer, np.concatenate(states), np.concatenate(actions), n_epochs, batch_size, learning_rate)
         )
-    model._last_obs = None  # a training resets the environments first
     return losses
 
 
@@ -189,8 +199,7 @@ def _fit(
     for _ in range(n_epochs):
         losses = []
         for places in th.randperm(len(inputs), device=model.device).split(batch_size):
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate * max(1.0 - done / total, LAST_STEPSIZE)
+            update_learning_rate(optimizer, learning_rate * max(1.0 - done / total, LAST_STEPSIZE))
             gaussian: Any = policy.get_distribution(inputs[places]).distribution
             loss = (gaussian.mean - wanted[places]).square().mean()
             optimizer.zero_grad()

@@ -130,8 +130,6 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
     `reset(seed=...)` clears it, `reset()` keeps it, and a copy starts without. An episode that is
     cut short from outside is not remembered.
 
-    Attribute `ground_steps`: the steps on the ground that are still to be made up for.
-
     :param pose_probabilities: of walk, stand_up and roll_over; None draws by success as above.
     :param curriculum_memory: episodes remembered of each pose.
     :param success_steps: steps after which an episode has succeeded; the time limit of the registered ids.
@@ -232,7 +230,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
         self.throw_speed = _checked_range("throw_speed", throw_speed)
         _positive("throw_speed", self.throw_speed[0])
         self.throw_spread = checked_number("throw_spread", throw_spread, low=0.0)
-        self._pose = self._steps = self.ground_steps = 0
+        self._pose = self._steps = self._ground_steps = 0
         self._bonus = 0.0
         self._was_lying = self._remembered = False
         super().__init__(minimum_height=minimum_height, electricity_cost=electricity_cost, **flagrun)
@@ -284,7 +282,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
     def _set_up(self) -> None:
         super()._set_up()
         self._cube.place((), CUBE_START, IDENTITY)
-        self._steps = self.ground_steps = 0
+        self._steps = self._ground_steps = 0
         self._remembered = False
 
     def _situation(self) -> dict[str, Any]:
@@ -294,7 +292,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
         return self.robot.torso_height < self.minimum_height
 
     def _has_fallen(self) -> bool:
-        return self.ground_steps >= self.ground_limit
+        return self._ground_steps >= self.ground_limit
 
     def _standing_bonus(self) -> float:
         upright = rewards.uprightness(
@@ -320,7 +318,7 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
 
     def _reward_terms(self, action: Sequence[float]) -> dict[str, float]:
         is_due = self.throw_period > 0 and self._steps % self.throw_period == 0 and self._steps > self.throw_after
-        if is_due and self.ground_steps == 0:
+        if is_due and self._ground_steps == 0:
             self._throw()
         self._count_ground_steps()
         bonus = self._bonus
@@ -330,11 +328,11 @@ class RoboschoolHumanoidFlagrunHarder(RoboschoolHumanoidFlagrun):
 
     def _count_ground_steps(self) -> None:
         if not self._is_lying():
-            self.ground_steps = max(self.ground_steps - 1, 0)
+            self._ground_steps = max(self._ground_steps - 1, 0)
         elif self.walk_ends_on_fall and POSES[self._pose] == "walk":
-            self.ground_steps = self.ground_limit
+            self._ground_steps = self.ground_limit
         else:
-            self.ground_steps += 1
+            self._ground_steps += 1
 
     def _throw(self) -> None:
         angle = self.np_random.uniform(-pi, pi)

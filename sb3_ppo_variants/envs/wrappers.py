@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import atan2, cos, inf, pi, sin
+from numbers import Real
 from typing import Any
 
 import gymnasium as gym
@@ -266,7 +267,9 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     a character learns to get up; Huang et al. 2025, arXiv:2502.08378, pull a humanoid up.)
 
     With a `bonus`, the episode ends when the robot has got up, as by a fall, and that step earns as much more. So
-    getting up is learned by itself, by an agent that need not walk yet. What it earns then is not the task's.
+    getting up is learned by itself, by an agent that need not walk yet. What is inside does not see such an end: a
+    ``Monitor`` there tells of failed tries alone, and the task's memory of poses has none of the others, so give it
+    `pose_probabilities`. HardStarts belongs inside: outside it would take the end for a fall.
 
     A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
     `reset(seed=...)` begins with `start` again, and so does a training that is resumed from a bundle; `reset()` keeps
@@ -276,7 +279,7 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     :param start: share of the robot's weight at first: of both poses, or (face down, face up); at or above 0.
     :param weaken: per episode in which it gets up; above 0.
     :param strengthen: per episode in which it does not; at or above 0.
-    :param up_height: m.
+    :param up_height: of the torso, m.
     :param up_steps: at least 1.
     :param bonus: reward for getting up, which then ends the episode; None lets it go on.
     :param fade: m, above 0.
@@ -300,7 +303,7 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
         for name, value in (("weaken", weaken), ("fade", fade)):
             require(name, value, "a finite number > 0", lambda value: 0 < value < inf)
         require("up_steps", up_steps, "an integer >= 1", lambda value: value >= 1, integer=True)
-        shares = (start, start) if isinstance(start, int | float) else start
+        shares = (start, start) if isinstance(start, Real) else start
         RecordConstructorArgs.__init__(
             self,
             start=start,
@@ -393,7 +396,7 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
     :param share: of the episodes, above 0 and up to 1.
     :param within: steps in which a fall makes a start hard, at least 1; a shorter episode's end counts as well.
     :param tries: falls after which a start is given up; at least 2.
-    :param passes: at least 1; the noise of a training lets one be luck.
+    :param passes: times in a row that the robot is to get through, at least 1: in a training's noise one may be luck.
     :raises ValueError: `env` is no humanoid task or in the wrong wrapper, or an argument is out of its range.
     """
 

@@ -501,7 +501,7 @@ def test_cube_flies_in_step_121_and_every_30_while_the_robot_is_up(make: Making)
         if np.linalg.norm(cube_state(env)[1]) > 18.0 and cube_state(env)[0][2] > 1.5:
             thrown.append(step)
         if step == 200:
-            env.ground_steps = 20  # as if it had been on the ground: in step 211 some are still to be made up for
+            env._ground_steps = 20  # as if it had been on the ground: in step 211 some are still to be made up for
     flight = [step for step in thrown if step - 1 not in thrown]
     assert flight == [121, 151, 181, 241, 271, 301]
 
@@ -511,12 +511,12 @@ def test_no_cube_flies_while_steps_on_the_ground_are_to_be_made_up_for(make: Mak
     env.reset(seed=7)
     for _ in range(125):
         env.step(np.zeros(17))
-    assert 0 < env.ground_steps < 170
+    assert 0 < env._ground_steps < 170
     assert cube_state(env)[0][2] < 0.1
-    owing, steps = env.ground_steps, 125
+    owing, steps = env._ground_steps, 125
     while np.linalg.norm(cube_state(env)[1]) < 18.0:
         lift(env, 1.2)
-        owing = env.ground_steps
+        owing = env._ground_steps
         env.step(np.zeros(17))
         steps += 1
     assert owing == 0

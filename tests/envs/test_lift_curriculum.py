@@ -167,6 +167,7 @@ def test_with_a_bonus_getting_up_ends_the_episode() -> None:
         assert (terminated, truncated) == (step == 10, False)
         assert more == float(reward) + (50.0 if step == 10 else 0.0)
     assert info["lift"] == 0.0
+    assert env.get_wrapper_attr("curriculum").outcomes() == [[], [], []], "the task does not see it"
 
 
 def test_either_pose_has_a_share_of_its_own() -> None:
@@ -197,13 +198,18 @@ def test_a_seed_begins_anew() -> None:
 
 
 def test_with_an_episode_per_flag_outside() -> None:
-    env = EpisodePerFlag(LiftCurriculum(gym.make(HARDER, **LIES, flag_timeout=20), start=0.1))
+    inside = LiftCurriculum(gym.make(HARDER, **LIES, flag_timeout=20), start=0.5, weaken=0.2, up_steps=1)
+    env = EpisodePerFlag(inside)
     env.reset(seed=0)
+    rise(inside)
+    assert episode(env, 1)["lift"] == pytest.approx(0.3)
+    lie(inside)
+    env.reset(options={})
     lifts = [episode(env, 19)["lift"]]
     for _ in range(3):
         env.reset()
         lifts.append(episode(env, 20)["lift"])
-    assert lifts == [0.1] * 4, "a flag's end is not the try's"
+    assert lifts == [pytest.approx(0.3)] * 4, "a flag's end is not the try's, which failed would have more"
 
 
 def test_what_the_lift_takes() -> None:
