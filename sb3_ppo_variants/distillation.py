@@ -2,32 +2,39 @@
 
 The teacher may be two agents, each in charge of a part of the states (:class:`Switch`): the student then has the skills
 of both in one network, from which a training goes on. It learns at the states that it comes to itself, too, where the
-teacher tells what it would do (DAgger: Ross et al. 2011, arXiv:1011.0686).
+teacher tells what it would do (DAgger: Ross et al. 2011, arXiv:1011.0686). Before, either of the two may be trained in
+the states that the other leaves it in (:class:`Handover`).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from gymnasium.utils import RecordConstructorArgs
 from stable_baselines3.common.distributions import DiagGaussianDistribution
 from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.utils import update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_ppo_variants.arguments import require, shown
+from sb3_ppo_variants.export import load_policy
 from sb3_ppo_variants.on_policy import PaperOnPolicyAlgorithm
 from sb3_ppo_variants.symmetry import MirrorSymmetry, symmetrize_statistics
 
-__all__ = ["Predictor", "Switch", "distill"]
+__all__ = ["Handover", "Predictor", "Switch", "distill"]
 
 LAST_STEPSIZE = 0.02
 """Share of the stepsize at the end of each round, to which it falls linearly; ours."""
 SMALLEST_VARIANCE = 1e-4
 """Added to the variance of a component of the observation, which may be constant; ours."""
+MAX_SKIPPED = 100
+"""Episodes in a row in which a learner does not come to act, after which a :class:`Handover` gives up; ours."""
 
 
 class Predictor(Protocol):
@@ -48,8 +55,7 @@ class Switch:
     """
 
     def __init__(self, below: Predictor, above: Predictor, component: int, threshold: float):
-        require("component", component, "an integer >= 0", lambda value: value >= 0, integer=True)
-        require("threshold", threshold, "a finite number", math.isfinite)
+        _require_border(component, threshold)
         self.below, self.above = below, above
         self.component, self.threshold = component, threshold
 
@@ -65,6 +71,78 @@ class Switch:
             raise ValueError(f"below and above must act alike; got {actions[0].shape} and {actions[1].shape}")
         is_above = observation[:, self.component] >= self.threshold
         return np.where(is_above[:, None], actions[1], actions[0]), None
+
+
+class Handover(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], RecordConstructorArgs):
+    """Trains one of the two agents of a :class:`Switch`, while the other acts where it is in charge.
+
+    The learner is given states of its own alone, and so those in which the other leaves it. What the other earns is
+    added to the reward of the learner's step before, and what it earns before the learner's first step is left out. An
+    episode that ends while the other acts ends with the learner's step before; one in which the learner has no step is
+    skipped. What is inside, as SB3's ``Monitor`` where ``make_vec_env`` puts it, sees every step.
+
+    :param env: with observations of one axis
+    :param agent: acts, deterministically, in its part of the states; or the folder of an export
+    :param component: as of :class:`Switch`
+    :param threshold: as of :class:`Switch`
+    :param part: `agent`'s: ``"below"`` the threshold, or ``"above"``: from it on
+    :raises ValueError: if an argument is not allowed, or observations have no such component
+    """
+
+    def __init__(
+        self,
+        env: gym.Env[np.ndarray, np.ndarray],
+        agent: Predictor | str | Path,
+        component: int,
+        threshold: float,
+        part: Literal["below", "above"] = "below",
+    ):
+        _require_border(component, threshold)
+        shape = env.observation_space.shape
+        if shape is None or len(shape) != 1 or component >= shape[0]:
+            raise ValueError(f"env must have observations of one axis, of more than {component}; got {shape}")
+        if part not in ("below", "above"):
+            raise ValueError(f"part must be 'below' or 'above'; got {part!r}")
+        RecordConstructorArgs.__init__(
+            self, _disable_deepcopy=True, agent=agent, component=component, threshold=threshold, part=part
+        )
+        super().__init__(env)
+        self._agent: Predictor = load_policy(agent, "cpu") if isinstance(agent, str | Path) else agent
+        self._component, self._threshold, self._is_above = component, threshold, part == "above"
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Start an episode, and let the other act until it is the learner's turn.
+
+        :raises RuntimeError: if that is in none of 100 episodes
+        """
+        for _ in range(MAX_SKIPPED):
+            observation, info = self.env.reset(seed=seed, options=options)
+            observation, _, terminated, truncated, info = self._hand_over(observation, 0.0, False, False, info)
+            if not (terminated or truncated):
+                return observation, info
+            seed = options = None
+        raise RuntimeError(f"agent hands over in none of {MAX_SKIPPED} episodes")
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """The learner's step, and those of the other that follow."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        return self._hand_over(observation, float(reward), terminated, truncated, info)
+
+    def _hand_over(
+        self, observation: np.ndarray, reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
+    ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        while not (terminated or truncated) and (observation[self._component] >= self._threshold) == self._is_above:
+            action = self._agent.predict(observation[None], deterministic=True)[0][0]
+            observation, more, terminated, truncated, info = self.env.step(action)
+            reward += float(more)
+        return observation, reward, terminated, truncated, info
+
+
+def _require_border(component: int, threshold: float) -> None:
+    require("component", component, "an integer >= 0", lambda value: value >= 0, integer=True)
+    require("threshold", threshold, "a finite number", math.isfinite)
 
 
 def distill(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
+from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_ppo_variants import PPOClipPaper
-from sb3_ppo_variants.distillation import Switch, distill
+from sb3_ppo_variants import PPOClipPaper, export_policy, load_policy
+from sb3_ppo_variants.distillation import Handover, Switch, distill
 
 
 class Line:
@@ -93,6 +95,120 @@ def test_a_switch_has_each_agent_act_where_it_is_in_charge() -> None:
     model = make()
     distill(model, teacher, 3000, n_epochs=30, batch_size=64)
     assert np.abs(acted(model, raw) - actions).mean() < 0.1
+
+
+class Hill(gym.Env[np.ndarray, np.ndarray]):
+    """A place that an action moves; a step earns its number. The end is from 4 on, or after `limit` steps."""
+
+    observation_space = spaces.Box(-10.0, 10.0, (2,), np.float64)
+    action_space = spaces.Box(-1.0, 1.0, (1,), np.float64)
+
+    def __init__(self, limit: int = 100, start: float = -2.0) -> None:
+        self.limit, self.start = limit, start
+        self.resets: list[Any] = []
+
+    def state(self) -> np.ndarray:
+        return np.array([0.0, self.place])
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.resets.append((seed, options))
+        self.place, self.steps = self.start, 0
+        return self.state(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.place += float(action[0])
+        self.steps += 1
+        return self.state(), float(self.steps), self.place >= 4.0, self.steps == self.limit, {"steps": self.steps}
+
+
+class Always:
+    def __init__(self, action: float) -> None:
+        self.action = action
+        self.seen: list[float] = []
+
+    def predict(self, observation: np.ndarray, *, deterministic: bool) -> tuple[np.ndarray, None]:
+        assert deterministic
+        self.seen += observation[:, 1].tolist()
+        return np.full((len(observation), 1), self.action), None
+
+
+def test_a_learner_is_handed_over_to() -> None:
+    up = Always(1.0)
+    env = Handover(Hill(), up, component=1, threshold=0.0)
+    observation, info = env.reset(seed=3, options={"a": 1})
+    assert observation.tolist() == [0.0, 0.0]
+    assert info == {"steps": 2}
+    assert up.seen == [-2.0, -1.0]
+    assert env.unwrapped.resets == [(3, {"a": 1})]  # type: ignore[attr-defined]
+    assert env.step(np.array([1.0]))[1:] == (3.0, False, False, {"steps": 3})
+    observation, reward, terminated, truncated, info = env.step(np.array([-3.0]))
+    assert observation[1] == 0.0
+    assert (reward, terminated, truncated, info) == (4.0 + 5.0 + 6.0, False, False, {"steps": 6})
+    assert up.seen == [-2.0, -1.0, -2.0, -1.0]
+    for _ in range(3):
+        assert not env.step(np.array([1.0]))[2]
+    assert env.step(np.array([1.0]))[1:3] == (10.0, True)
+
+
+def test_an_episode_may_end_with_the_other() -> None:
+    env = Handover(Hill(limit=3), Always(-1.0), component=1, threshold=0.0, part="above")
+    env.reset()
+    observation, reward, terminated, truncated, _ = env.step(np.array([2.5]))
+    assert (observation[1], reward, terminated, truncated) == (-0.5, 1.0 + 2.0, False, False)
+    assert env.step(np.array([1.0]))[1:4] == (3.0, False, True)
+    higher = Handover(Hill(), Always(1.0), component=1, threshold=1.0, part="above")
+    higher.reset()
+    observation, reward, terminated, truncated, _ = higher.step(np.array([3.0]))
+    assert (observation[1], reward, terminated, truncated) == (4.0, 1.0 + 2.0 + 3.0 + 4.0, True, False)
+
+
+def test_an_episode_without_the_learner_is_skipped() -> None:
+    env = Handover(Hill(limit=2, start=-1.5), Always(1.0), component=1, threshold=0.5)
+    with pytest.raises(RuntimeError, match="agent hands over in none of 100 episodes"):
+        env.reset(seed=0)
+    assert env.unwrapped.resets == [(0, None), *[(None, None)] * 99]  # type: ignore[attr-defined]
+
+
+def test_what_a_handover_takes(tmp_path: Path) -> None:
+    agent = Always(1.0)
+    for arguments, message in (
+        ({"component": -1}, "component must be an integer >= 0"),
+        ({"component": 2}, r"env must have observations of one axis, of more than 2; got \(2,\)"),
+        ({"threshold": float("inf")}, "threshold must be a finite number"),
+        ({"part": "left"}, "part must be 'below' or 'above'; got 'left'"),
+    ):
+        given: dict[str, Any] = {"component": 1, "threshold": 0.0, **arguments}
+        with pytest.raises(ValueError, match=message):
+            Handover(Hill(), agent, **given)
+    model = make(normalize=False)
+    export_policy(model, tmp_path / "agent")
+    env = Handover(gym.make("Pendulum-v1"), str(tmp_path / "agent"), component=0, threshold=0.0)
+    observation, _ = env.reset(seed=0)
+    other = Handover(gym.make("Pendulum-v1"), load_policy(tmp_path / "agent"), component=0, threshold=0.0)
+    np.testing.assert_array_equal(other.reset(seed=0)[0], observation)
+
+
+def test_a_handover_in_a_config(tmp_path: Path) -> None:
+    export_policy(make(normalize=False), tmp_path / "agent")
+    make_one = get_wrapper_class(
+        {
+            "env_wrapper": [
+                {
+                    f"{Handover.__module__}.Handover": {
+                        "agent": str(tmp_path / "agent"),
+                        "component": 0,
+                        "threshold": 0.0,
+                    }
+                }
+            ]
+        }
+    )
+    assert make_one is not None
+    env = make_vec_env("Pendulum-v1", 2, seed=0, wrapper_class=make_one)
+    PPOClipPaper("MlpPolicy", env, n_steps=64, batch_size=64, seed=0).learn(256)
+    observation: Any = env.reset()
+    assert (observation[:, 0] >= 0).all()
 
 
 def test_the_student_sees_its_own_states_too() -> None:
