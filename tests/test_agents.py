@@ -582,7 +582,7 @@ def test_what_ships_can_be_played() -> None:
         assert size <= 1_000_000
 
 
-@pytest.mark.parametrize("task", ["RoboschoolHumanoid-v1", FLAGRUN])
+@pytest.mark.parametrize("task", ["RoboschoolHumanoid-v1", FLAGRUN, HARDER])
 @pytest.mark.parametrize("page", ["README.md", "docs/reproduction.md", "CHANGELOG.md"])
 def test_the_score_of_what_ships_is_told_as_it_was_measured(page: str, task: str) -> None:
     agent = folder.require_agent(task)
