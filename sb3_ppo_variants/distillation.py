@@ -77,9 +77,11 @@ class Handover(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Reco
     """Trains one of the two agents of a :class:`Switch`, while the other acts where it is in charge.
 
     The learner is given states of its own alone, and so those in which the other leaves it. What the other earns is
-    added to the reward of the learner's step before, and what it earns before the learner's first step is left out. An
-    episode that ends while the other acts ends with the learner's step before; one in which the learner has no step is
-    skipped. What is inside, as SB3's ``Monitor`` where ``make_vec_env`` puts it, sees every step.
+    added, undiscounted, to the reward of the learner's step before, and what it earns before the learner's first step
+    is left out. An episode that ends while the other acts ends with the learner's step before; where it is cut short,
+    as by a time limit, the last observation is the one that the learner acted on, whose value its critic can tell. An
+    episode in which the learner has no step is skipped. What is inside, as SB3's ``Monitor`` where ``make_vec_env`` has
+    put it, sees every step; the learner's steps alone are its training's timesteps.
 
     :param env: with observations of one axis
     :param agent: acts, deterministically, in its part of the states; or the folder of an export
@@ -121,6 +123,7 @@ class Handover(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Reco
             observation, info = self.env.reset(seed=seed, options=options)
             observation, _, terminated, truncated, info = self._hand_over(observation, 0.0, False, False, info)
             if not (terminated or truncated):
+                self._own = observation
                 return observation, info
             seed = options = None
         raise RuntimeError(f"agent hands over in none of {MAX_SKIPPED} episodes")
@@ -128,12 +131,21 @@ class Handover(gym.Wrapper[np.ndarray, np.ndarray, np.ndarray, np.ndarray], Reco
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """The learner's step, and those of the other that follow."""
         observation, reward, terminated, truncated, info = self.env.step(action)
-        return self._hand_over(observation, float(reward), terminated, truncated, info)
+        observation, reward, terminated, truncated, info = self._hand_over(
+            observation, float(reward), terminated, truncated, info
+        )
+        if truncated and not terminated and self._is_others(observation):
+            observation = self._own
+        self._own = observation
+        return observation, reward, terminated, truncated, info
+
+    def _is_others(self, observation: np.ndarray) -> bool:
+        return bool((observation[self._component] >= self._threshold) == self._is_above)
 
     def _hand_over(
         self, observation: np.ndarray, reward: float, terminated: bool, truncated: bool, info: dict[str, Any]
     ) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        while not (terminated or truncated) and (observation[self._component] >= self._threshold) == self._is_above:
+        while not (terminated or truncated) and self._is_others(observation):
             action = self._agent.predict(observation[None], deterministic=True)[0][0]
             observation, more, terminated, truncated, info = self.env.step(action)
             reward += float(more)

@@ -182,6 +182,10 @@ def edit(path: Path, **fields: Any) -> None:
         ({"wrapping": {"env_wrapper": ["gymnasium.wrappers.NormalizeReward", "foreign.W"]}}, "got 'foreign.W'"),
         ({"wrapping": {"vec_env_wrapper": [{"foreign.W": {"n": 1}}]}}, "an agent's vec_env_wrapper must be of one of"),
         ({"wrapping": {"env_wrapper": "gymnasium_foreign.W"}}, "got 'gymnasium_foreign.W'"),
+        (
+            {"wrapping": {"env_wrapper": [{"sb3_ppo_variants.distillation.Handover": {"agent": "other"}}]}},
+            "env_wrapper must not be sb3_ppo_variants.distillation.Handover, which plays with another agent's folder",
+        ),
         ({"env_id": "foreign:Pendulum-v1"}, "must be the id of a task alone; got 'foreign:Pendulum-v1'"),
         ({"env_id": "CartPole-v1"}, "is of an agent for CartPole-v1, and must lie in a folder of that name"),
         ({"score": {"mean": None}}, "must have a number as 'mean'; got None"),

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from rl_zoo3.utils import get_wrapper_class
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_ppo_variants import PPOClipPaper, export_policy, load_policy
@@ -106,6 +107,7 @@ class Hill(gym.Env[np.ndarray, np.ndarray]):
     def __init__(self, limit: int = 100, start: float = -2.0) -> None:
         self.limit, self.start = limit, start
         self.resets: list[Any] = []
+        self.reset_to: list[float] = []  # starts of the next episodes, if others
 
     def state(self) -> np.ndarray:
         return np.array([0.0, self.place])
@@ -113,7 +115,7 @@ class Hill(gym.Env[np.ndarray, np.ndarray]):
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
         super().reset(seed=seed)
         self.resets.append((seed, options))
-        self.place, self.steps = self.start, 0
+        self.place, self.steps = self.reset_to.pop(0) if self.reset_to else self.start, 0
         return self.state(), {}
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
@@ -135,7 +137,7 @@ class Always:
 
 def test_a_learner_is_handed_over_to() -> None:
     up = Always(1.0)
-    env = Handover(Hill(), up, component=1, threshold=0.0)
+    env = Handover(Monitor(Hill()), up, component=1, threshold=0.0)
     observation, info = env.reset(seed=3, options={"a": 1})
     assert observation.tolist() == [0.0, 0.0]
     assert info == {"steps": 2}
@@ -148,7 +150,9 @@ def test_a_learner_is_handed_over_to() -> None:
     assert up.seen == [-2.0, -1.0, -2.0, -1.0]
     for _ in range(3):
         assert not env.step(np.array([1.0]))[2]
-    assert env.step(np.array([1.0]))[1:3] == (10.0, True)
+    _, reward, terminated, _, info = env.step(np.array([1.0]))
+    assert (reward, terminated) == (10.0, True)
+    assert (info["episode"]["l"], info["episode"]["r"]) == (10, 55.0)  # inside, all steps are seen
 
 
 def test_an_episode_may_end_with_the_other() -> None:
@@ -163,7 +167,25 @@ def test_an_episode_may_end_with_the_other() -> None:
     assert (observation[1], reward, terminated, truncated) == (4.0, 1.0 + 2.0 + 3.0 + 4.0, True, False)
 
 
+def test_an_episode_cut_short_by_the_other_ends_with_what_the_learner_saw() -> None:
+    env = Handover(Hill(limit=5), Always(1.0), component=1, threshold=0.0)
+    env.reset()
+    observation, reward, *ends, _ = env.step(np.array([0.5]))
+    assert (observation[1], reward, ends) == (0.5, 3.0, [False, False])
+    observation, reward, *ends, _ = env.step(np.array([-3.0]))
+    assert (observation[1], reward, ends) == (0.5, 4.0 + 5.0, [False, True])
+    env = Handover(Hill(limit=3), Always(1.0), component=1, threshold=0.0)
+    env.reset()
+    assert env.step(np.array([0.5]))[0][1] == 0.5  # cut short by the learner itself
+
+
 def test_an_episode_without_the_learner_is_skipped() -> None:
+    place = Hill(limit=2)
+    place.reset_to = [-3.0, -1.0]
+    env = Handover(place, Always(1.0), component=1, threshold=0.0)
+    observation, info = env.reset(seed=0, options={"a": 1})
+    assert (observation[1], info) == (0.0, {"steps": 1})
+    assert place.resets == [(0, {"a": 1}), (None, None)]
     env = Handover(Hill(limit=2, start=-1.5), Always(1.0), component=1, threshold=0.5)
     with pytest.raises(RuntimeError, match="agent hands over in none of 100 episodes"):
         env.reset(seed=0)
@@ -184,9 +206,11 @@ def test_what_a_handover_takes(tmp_path: Path) -> None:
     model = make(normalize=False)
     export_policy(model, tmp_path / "agent")
     env = Handover(gym.make("Pendulum-v1"), str(tmp_path / "agent"), component=0, threshold=0.0)
-    observation, _ = env.reset(seed=0)
+    assert env.env.reset(seed=3)[0][0] < 0.0  # so that the agent acts
+    observation, _ = env.reset(seed=3)
+    assert observation[0] >= 0.0
     other = Handover(gym.make("Pendulum-v1"), load_policy(tmp_path / "agent"), component=0, threshold=0.0)
-    np.testing.assert_array_equal(other.reset(seed=0)[0], observation)
+    np.testing.assert_array_equal(other.reset(seed=3)[0], observation)
 
 
 def test_a_handover_in_a_config(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import inspect
@@ -123,6 +124,34 @@ def test_the_surrogate_is_trained_from_the_command_line(tmp_path: Path) -> None:
     assert "Episode Reward" in run("enjoy", *chosen, "--no-render", "-n", "600")
     trained = run("train", "--resume", "logs/spo/CartPole-v1_1", "--until", "4_096", "--no-progress")
     assert re.search(r"total_timesteps +\| 4096", trained)
+
+
+def ppo_variants_calls(page: Path) -> list[list[str]]:
+    """The arguments of each call of `ppo-variants` in a page's shell blocks, as a shell reads them."""
+    calls = []
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        stand_ins = """ppo-variants() { printf '%s\\0' "$@"; printf '\\1'; }\nhf() { :; }\n"""
+        shell = subprocess.run(
+            ["/bin/bash", "-c", stand_ins + block], env={"PATH": ""}, check=True, capture_output=True, text=True
+        )
+        calls += [call.split("\0")[:-1] for call in shell.stdout.split("\1")[:-1]]
+    return calls
+
+
+def test_the_settings_in_the_recipes_commands_are_accepted() -> None:
+    pytest.importorskip("rl_zoo3")
+    from sb3_ppo_variants import zoo
+
+    found = 0
+    for call in ppo_variants_calls(DOCS / "agents.md"):
+        parser = argparse.ArgumentParser()
+        parser.add_argument("-params", nargs="+", action=zoo._WordsAndLiterals, default={})
+        given = [argument for argument in call if argument != "…"]
+        settings = parser.parse_known_args(given)[0].params
+        found += len(settings)
+        algorithm = zoo.read_hyperparams(PPOClipPaper, {"policy": "MlpPolicy", "n_timesteps": 1, **settings})
+        assert settings.keys() <= algorithm.keys()
+    assert found > 20
 
 
 # ------------------------------------------------------------------ links

@@ -34,6 +34,8 @@ WRAPPING_KEYS = (*WRAPPER_KEYS, "frame_stack")
 
 WRAPPERS_OF = ("gymnasium", "rl_zoo3", "sb3_contrib", "sb3_ppo_variants", "stable_baselines3")
 """packages whose wrappers an agent may name: a folder may be anybody's, and no other code is imported for it"""
+HANDOVER = "sb3_ppo_variants.distillation.Handover"
+"""a wrapper of ours that an agent may not name: it plays with another agent"""
 
 FORMAT = "sb3-ppo-variants agent"
 VERSION = 1
@@ -164,7 +166,7 @@ def _check(agent: Agent, path: Path) -> None:
 
 
 def check_wrappers(wrapping: Mapping[str, Any]) -> None:
-    """Check that an agent needs no code but that of ``WRAPPERS_OF``.
+    """Check that an agent needs no code but that of ``WRAPPERS_OF``, and no other agent.
 
     :param wrapping: settings of ``WRAPPING_KEYS``
     :raises ValueError: if it does; names the wrapper
@@ -174,6 +176,11 @@ def check_wrappers(wrapping: Mapping[str, Any]) -> None:
             if name is not None and (not isinstance(name, str) or name.partition(".")[0] not in WRAPPERS_OF):
                 packages = ", ".join(WRAPPERS_OF)
                 raise ValueError(f"an agent's {key} must be of one of the packages {packages}; got {name!r:.80}")
+            if name == HANDOVER:
+                raise ValueError(
+                    f"an agent's {key} must not be {name}, which plays with another agent's folder: go on without it "
+                    "for an update, to play the learner alone"
+                )
 
 
 SCORE_FIELDS = ("mean", "std", "min", "max", "mean_length", "terminated", "episodes", "first_seed")

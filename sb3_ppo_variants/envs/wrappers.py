@@ -268,8 +268,8 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
 
     With a `bonus`, the episode ends when the robot has got up, as by a fall, and that step earns as much more. So
     getting up is learned by itself, by an agent that need not walk yet. What is inside does not see such an end: a
-    ``Monitor`` there tells of failed tries alone, and the task's memory of poses has none of the others, so give it
-    `pose_probabilities`. HardStarts belongs inside: outside it would take the end for a fall.
+    ``Monitor`` there tells of the tries that fail alone, and so does the task's memory, by which it draws start poses:
+    give the task `pose_probabilities`. HardStarts belongs inside: outside it would take the end for a fall.
 
     A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
     `reset(seed=...)` begins with `start` again, and so does a training that is resumed from a bundle; `reset()` keeps
