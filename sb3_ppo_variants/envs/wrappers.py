@@ -173,9 +173,9 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     down to `start`, with each flag that it does not face then, and with a fall. It settles where narrow / (widen +
     narrow) of the flags are faced. While it is π, the flags are the task's own.
 
-    A step's `info` has the present angle, as `flag_angle`. `reset(seed=...)` begins with `start` again, and so
-    does a training that is resumed from a bundle; `reset()` keeps the angle. Rewards, ends of episodes and all else are
-    the task's: an agent plays without the wrapper.
+    A step's `info` has the present angle, as `flag_angle`. `reset(seed=...)` begins with `start` again; `reset()` keeps
+    the angle, and so does a training that is resumed from a bundle, unless its `start` is larger by now. Rewards, ends
+    of episodes and all else are the task's: an agent plays without the wrapper.
 
     :param env: a flagrun task, not yet in an EpisodePerFlag, which goes outside.
     :param start: the angle at first, rad, above 0 and up to π.
@@ -232,6 +232,14 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
             observation, info = self._plant(observation, info)
         return observation, float(reward), terminated, truncated, {**info, "flag_angle": self._angle}
 
+    def get_resume_state(self) -> float:
+        """The angle, for a resume bundle."""
+        return self._angle
+
+    def set_resume_state(self, state: float) -> None:
+        """The reverse of :meth:`get_resume_state`."""
+        self._angle = max(state, self._start)
+
     def _faced(self) -> bool:
         robot = self._task.robot
         x, y = self._target
@@ -272,8 +280,8 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     give the task `pose_probabilities`. HardStarts belongs inside: outside it would take the end for a fall.
 
     A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
-    `reset(seed=...)` begins with `start` again, and so does a training that is resumed from a bundle; `reset()` keeps
-    the shares. All else is the task's: an agent plays without the wrapper.
+    `reset(seed=...)` begins with `start` again; `reset()` keeps the shares, and so does a training that is resumed from
+    a bundle, unless its `start` is smaller by now. All else is the task's: an agent plays without the wrapper.
 
     :param env: a task of FlagrunHarder's, not yet in an EpisodePerFlag, which goes outside.
     :param start: share of the robot's weight at first: of both poses, or (face down, face up); at or above 0.
@@ -359,6 +367,15 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
             self._learn(False)
         return observation, float(reward), terminated, truncated, {**info, "lift": self._shares[self._pose]}
 
+    def get_resume_state(self) -> dict[str, Any]:
+        """The shares, and whether a try is yet to count, for a resume bundle."""
+        return {"shares": dict(self._shares), "pose": self._pose, "is_open": self._is_open}
+
+    def set_resume_state(self, state: dict[str, Any]) -> None:
+        """The reverse of :meth:`get_resume_state`."""
+        self._shares = {pose: min(share, self._start[pose]) for pose, share in state["shares"].items()}
+        self._pose, self._is_open = state["pose"], state["is_open"]
+
     def _learn(self, success: bool) -> None:
         """Take in how the robot's try ended, once."""
         if self._is_open:
@@ -389,8 +406,8 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
     inside, a fall from a hard start narrows the angle like any other.
 
     A start is the state of the task's random generator, and so the robot's joints and heading; flags and poses as far
-    as they depend on nothing else. `reset(seed=...)` begins as the task does and forgets all starts, as does a training
-    that is resumed from a bundle. All else is the task's: an agent plays without the wrapper.
+    as they depend on nothing else. `reset(seed=...)` begins as the task does and forgets all starts; a training that is
+    resumed from a bundle keeps them. All else is the task's: an agent plays without the wrapper.
 
     :param env: a humanoid task, not yet in an EpisodePerFlag, which goes outside.
     :param share: of the episodes, above 0 and up to 1.
@@ -460,6 +477,15 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
         if terminated or truncated:
             self._go_on()
         return observation, float(reward), terminated, truncated, info
+
+    def get_resume_state(self) -> dict[str, Any]:
+        """The hard starts, and where the task's random generator is to go on, for a resume bundle."""
+        return {"hard": [vars(start) for start in self._hard], "goes_on": self._goes_on}
+
+    def set_resume_state(self, state: dict[str, Any]) -> None:
+        """The reverse of :meth:`get_resume_state`."""
+        self._hard = [_Start(**start) for start in state["hard"]]
+        self._goes_on = state["goes_on"]
 
     def _go_on(self) -> None:
         """After an episode from a hard start, let the task's random generator go on where it was before."""

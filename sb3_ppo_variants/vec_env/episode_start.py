@@ -96,27 +96,30 @@ def state_of(env: gym.Env) -> State:
         # Asked for, a space's generator would be made, and its parts' made anew: only those that are there count.
         "spaces": [_state_of_generator(space._np_random) for space in _spaces(base)],
         "layers": {name: deepcopy(getattr(layer, GET)()) for name, layer in _telling(env)},
+        "base": _name_of_base(env),
     }
 
 
 def set_state(env: gym.Env, state: State) -> None:
-    """The reverse of :func:`state_of`.
+    """The reverse of :func:`state_of`. Wrappers may have come, which begin as they are, and gone.
 
-    :raises ValueError: if the environment is another
+    :raises ValueError: if the environment in them is another
     """
-    layers = dict(_telling(env))
-    spaces = list(_spaces(env.unwrapped))
-    if set(layers) != set(state["layers"]) or len(spaces) != len(state["spaces"]):
+    base, spaces = _name_of_base(env), list(_spaces(env.unwrapped))
+    # Older bundles have no "base".
+    is_another = base != state["base"] if "base" in state else base is not None and base not in state["layers"]
+    if is_another or len(spaces) != len(state["spaces"]):
         raise ValueError(
             f"{env} is another environment than that of the bundle: it has {len(spaces)} spaces and the layers "
-            f"{sorted(layers)}; the bundle has {len(state['spaces'])} and {sorted(state['layers'])}"
+            f"{sorted(dict(_telling(env)))}; the bundle has {len(state['spaces'])} and {sorted(state['layers'])}"
         )
     _set_generator(getattr(env.unwrapped, "np_random", None), state["own"])
     for space, before in zip(spaces, state["spaces"], strict=True):
         if before is not None:
             _set_generator(space.np_random, before)
-    for name, layer in layers.items():
-        getattr(layer, SET)(state["layers"][name])
+    for name, layer in _telling(env):
+        if name in state["layers"]:
+            getattr(layer, SET)(state["layers"][name])
 
 
 def _layers(env: gym.Env) -> Iterator[gym.Env]:
@@ -135,6 +138,11 @@ def _telling(env: gym.Env) -> Iterator[tuple[str, gym.Env]]:
             name = type(layer).__name__
             yield f"{met[name]} {name}", layer
             met[name] += 1
+
+
+def _name_of_base(env: gym.Env) -> str | None:
+    """The name that the innermost environment has among those that tell of themselves; None if it does not."""
+    return next((name for name, layer in _telling(env) if layer is env.unwrapped), None)
 
 
 def _spaces(base: gym.Env) -> Iterator[gym.Space]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormali
 
 import sb3_ppo_variants.envs  # noqa: F401  # registers the tasks
 from sb3_ppo_variants import PPOAdaptiveKLPaper, PPOClipPaper
-from sb3_ppo_variants.envs.wrappers import EpisodePerFlag
+from sb3_ppo_variants.envs.wrappers import EpisodePerFlag, FlagCurriculum, HardStarts, LiftCurriculum
 from sb3_ppo_variants.resume import state as run_state
 from sb3_ppo_variants.resume.names import bundle_paths
 from sb3_ppo_variants.vec_env import record_episodes
@@ -144,17 +145,116 @@ def test_another_environment_is_refused() -> None:
     told.close()
 
 
-def test_wrappers_that_tell_nothing_come_and_go() -> None:
+def test_wrappers_come_and_go() -> None:
     """A training may go on in other wrappers (``train --resume RUN -params "env_wrapper:…"``)."""
-    told = record_episodes(EpisodePerFlag(gym.make(HUMANOIDS[2])))
+    told = record_episodes(EpisodePerFlag(LiftCurriculum(HardStarts(gym.make(HUMANOIDS[2])))))
     told.unwrapped.curriculum.remember(1, True)  # type: ignore[attr-defined]
     told.reset()
-    bare = record_episodes(gym.make(HUMANOIDS[2]))
-    bare.resume_from(told.resume_start())  # type: ignore[attr-defined]
-    bare.reset()
-    assert bare.unwrapped.curriculum.outcomes() == [[], [True], []]  # type: ignore[attr-defined]
+    other = FlagCurriculum(gym.make(HUMANOIDS[2]), start=0.7)
+    record_episodes(other)
+    other.resume_from(told.resume_start())  # type: ignore[attr-defined]
+    other.reset()
+    assert other.unwrapped.curriculum.outcomes() == [[], [True], []]  # type: ignore[attr-defined]
+    assert other.get_resume_state() == 0.7
     told.close()
-    bare.close()
+    other.close()
+
+
+def test_bundles_that_do_not_name_the_innermost_environment() -> None:
+    """Those in `training/` of before it was told."""
+    told = record_episodes(gym.make(HUMANOIDS[2]))
+    start = told.resume_start()  # type: ignore[attr-defined]
+    del start["before"]["base"]
+    same, another = record_episodes(gym.make(HUMANOIDS[2])), record_episodes(gym.make(HUMANOIDS[1]))
+    same.resume_from(start)  # type: ignore[attr-defined]
+    same.reset()
+    start["before"]["layers"].clear()
+    another.resume_from(start)  # type: ignore[attr-defined]
+    another.reset()
+    same.resume_from(start)  # type: ignore[attr-defined]
+    with pytest.raises(ValueError, match="is another environment than that of the bundle"):
+        same.reset()
+    for env in (told, same, another):
+        env.close()
+
+
+def test_settings_of_a_wrapper_bound_what_it_had_learned() -> None:
+    flags = FlagCurriculum(gym.make(HUMANOIDS[1]), start=1.0)
+    flags.set_resume_state(0.8)
+    assert flags.get_resume_state() == 1.0
+    lift = LiftCurriculum(gym.make(HUMANOIDS[2]), start=(0.3, 0.1))
+    shares = {"walk": 0.0, "stand_up": 0.2, "roll_over": 0.2}
+    lift.set_resume_state({"shares": shares, "pose": "walk", "is_open": False})
+    assert lift.get_resume_state()["shares"] == {**shares, "roll_over": 0.1}
+    flags.close()
+    lift.close()
+
+
+def falls(env: gym.Env, n_episodes: int) -> list[Any]:
+    """The last observations of episodes of random actions."""
+    random = np.random.default_rng(0)
+    ends = []
+    for _ in range(n_episodes):
+        env.reset()
+        done = False
+        while not done:
+            action = random.uniform(-1, 1, env.action_space.shape)
+            observation, _, terminated, truncated, _ = env.step(action.astype(np.float32))
+            done = terminated or truncated
+        ends.append(observation.tolist())
+    return ends
+
+
+def with_flags_in_front() -> gym.Env:
+    env = FlagCurriculum(gym.make(HUMANOIDS[1]), narrow=0.1)
+    env.set_resume_state(1.5)
+    return env
+
+
+def with_hard_starts() -> gym.Env:
+    return HardStarts(gym.make(HUMANOIDS[1]), share=0.8, within=1000, tries=5)
+
+
+def with_a_lift() -> gym.Env:
+    task = gym.make(HUMANOIDS[2], max_episode_steps=40)
+    env = LiftCurriculum(task, start=0.2, weaken=0.01, strengthen=0.003)
+    env.set_resume_state({"shares": {"walk": 0.0, "stand_up": 0.1, "roll_over": 0.1}, "pose": "walk", "is_open": False})
+    return env
+
+
+@pytest.mark.parametrize("make", [with_flags_in_front, with_hard_starts, with_a_lift])
+@pytest.mark.parametrize("per_flag", [False, True])
+def test_what_the_wrappers_for_training_have_learned_goes_on(make: Callable[[], gym.Env], per_flag: bool) -> None:
+    """From the beginning of the episode under way; the one before it was cut off by a reset."""
+
+    def built() -> tuple[gym.Env, Any]:
+        wrapper = make()
+        is_flagrun = not isinstance(wrapper, HardStarts)
+        return record_episodes(EpisodePerFlag(wrapper) if per_flag and is_flagrun else wrapper), wrapper
+
+    (first, learner), (second, other) = built(), built()
+    learned = learner.get_resume_state()
+    first.np_random = np.random.default_rng(3)  # a seed would let it forget
+    falls(first, 6)
+    for _ in range(2):
+        first.reset()
+        episode(first, 5)
+    start = first.resume_start()  # type: ignore[attr-defined]
+    at_the_start = start["before"]["layers"][f"0 {type(learner).__name__}"]
+    assert at_the_start != learned
+    if isinstance(learner, HardStarts):
+        assert at_the_start["goes_on"] is not None
+    after = falls(first, 6)
+    assert learner.get_resume_state() != at_the_start
+
+    second.resume_from(start)  # type: ignore[attr-defined]
+    second.reset()
+    assert other.get_resume_state() != learned
+    episode(second, 5)
+    assert falls(second, 6) == after
+    assert other.get_resume_state() == learner.get_resume_state()
+    first.close()
+    second.close()
 
 
 def test_recording_leaves_the_environment_as_it_is() -> None:
