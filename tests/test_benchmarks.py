@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 
 import sb3_ppo_variants  # noqa: F401  # registers the tasks
+from sb3_ppo_variants import load_policy
 from tests.helpers import BENCHMARKS, benchmark
 
 HARDER = "RoboschoolHumanoidFlagrunHarder-v1"
@@ -200,3 +201,30 @@ def test_advantages_without_the_errors_of_new_flags() -> None:
         callback.locals["infos"] = [{"flag": flag} for flag in flags]
         callback._on_step()
     np.testing.assert_array_equal(callback.changes(), [[False, False], [True, False], [False, False]])
+
+
+def test_falls_are_told_apart_by_what_went_before() -> None:
+    falls = benchmark("falls")
+    cosines = np.full(120, 1.0)
+    cosines[30] = 0.4
+    turning = falls.is_turning(cosines)
+    assert np.flatnonzero(turning).tolist() == list(range(30, 71))
+    in_turn, straight = falls.Episode(10.0, turning[:80], True), falls.Episode(20.0, turning, True)
+    through = falls.Episode(60.0, turning, False)
+    assert [each.fell_in_turn for each in (in_turn, straight, through)] == [True, False, False]
+    assert [line.strip() for line in falls.described([in_turn, straight, through], False).splitlines()] == [
+        "return 30 (standard error 12), 2 falls in 3 episodes",
+        "straight: 1 falls in 197 steps, one in 197.0",
+        "turning: 1 falls in 123 steps, one in 123.0",
+    ]
+    assert "1 falls in 4 cubes" in falls.described([in_turn, straight, through], True)
+
+
+def test_falls_of_the_agent_that_ships() -> None:
+    falls = benchmark("falls")
+    policy = load_policy(Path(__file__).parents[1] / "trained_agents" / HARDER)
+    env = gym.make(HARDER, pose_probabilities=(1.0, 0.0, 0.0), throw_period=12, throw_after=0)
+    played = [falls.play(policy, env, seed) for seed in range(4)]
+    assert any(each.fell for each in played)
+    assert all(len(each.turning) == 1000 for each in played if not each.fell)
+    env.close()
