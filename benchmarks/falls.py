@@ -2,9 +2,10 @@
 
     python benchmarks/falls.py [--agent trained_agents/RoboschoolHumanoidFlagrunHarder-v1] [--episodes 60]
 
-Episodes begin upright and end with the first fall. Under fire the cubes fly from the first step on, one in 30 steps.
-The robot turns while the flag is, or was in the 40 steps before, more than 60° to a side; what it was doing
-25 steps before the end of an episode is what it fell from. A cube that is due is counted whether it hits or not.
+Episodes begin upright and end with the first fall. Under fire a cube is thrown in every 30th step, and not
+only after 100 as in the task; it counts whether it hits or not. The robot turns while the flag is, or was in
+the 40 steps before, more than 60° to a side; what it was doing 25 steps before the end of an episode is what it fell
+from.
 """
 
 import argparse
@@ -21,9 +22,13 @@ TASK = "RoboschoolHumanoidFlagrunHarder-v1"
 COSINE = 2
 """index of the observation's cosine of the angle to the flag"""
 SIDEWAYS = 0.5
+"""cosine below which the flag is to a side"""
 MEMORY = 40
+"""steps that a turn lasts from there"""
 BEFORE = 25
+"""steps that a fall takes"""
 PERIOD = 30
+"""steps between cubes"""
 
 
 class Episode(NamedTuple):
@@ -57,19 +62,22 @@ def play(policy: Any, env: gym.Env, seed: int) -> Episode:
             return Episode(total, is_turning(np.array(cosines)), terminated)
 
 
-def described(episodes: list[Episode], cubes: bool) -> str:
-    """One line for each way of going: falls, and for how many steps, or cubes, there is one."""
+def described(episodes: list[Episode], period: int) -> str:
+    """The mean return, and for each way of going its falls and for how many steps, or cubes, there is one.
+
+    :param period: steps between cubes; 0: there are none
+    """
     returns = np.array([each.episode_return for each in episodes])
     falls = sum(each.fell for each in episodes)
     error = returns.std() / np.sqrt(len(returns))
-    lines = [f"return {returns.mean():.0f} (standard error {error:.0f}), {falls} falls in {len(episodes)} episodes"]
+    lines = [f"return {returns.mean():.0f} (standard error {error:.0f}), falls: {falls} of {len(episodes)} episodes"]
     for name, turns in (("straight", False), ("turning", True)):
-        steps = sum(int((each.turning == turns).sum()) for each in episodes)
+        # Every step, or those in which a cube is thrown.
+        steps = [each.turning[period :: max(period, 1)] for each in episodes]
+        amount = sum(int((turning == turns).sum()) for turning in steps)
         here = sum(each.fell and each.fell_in_turn == turns for each in episodes)
-        unit, amount = ("cubes", steps / PERIOD) if cubes else ("steps", float(steps))
-        lines.append(
-            f"  {name}: {here} falls in {amount:.0f} {unit}" + (f", one in {amount / here:.1f}" if here else "")
-        )
+        one_in = f", one in {amount / here:.1f}" if here else ""
+        lines.append(f"  {name}: {here} in {amount} {'cubes' if period else 'steps'}{one_in}")
     return "\n".join(lines)
 
 
@@ -83,7 +91,7 @@ def main() -> None:
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.episodes)
     for title, period in (("without cubes", 0), ("under fire", PERIOD)):
         env = gym.make(TASK, pose_probabilities=(1.0, 0.0, 0.0), throw_period=period, throw_after=0)
-        print(f"{title}: {described([play(policy, env, seed) for seed in seeds], period > 0)}", flush=True)
+        print(f"{title}: {described([play(policy, env, seed) for seed in seeds], period)}", flush=True)
         env.close()
 
 

@@ -174,8 +174,9 @@ class FlagCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     narrow) of the flags are faced. While it is π, the flags are the task's own.
 
     A step's `info` has the present angle, as `flag_angle`. `reset(seed=...)` begins with `start` again; `reset()` keeps
-    the angle, and so does a training that is resumed from a bundle, unless its `start` is larger by now. Rewards, ends
-    of episodes and all else are the task's: an agent plays without the wrapper.
+    the angle. A training that is resumed from a bundle goes on with that of the beginning of the episode under way,
+    unless its `start` is larger by now. Rewards, ends of episodes and all else are the task's: an agent plays without
+    the wrapper.
 
     :param env: a flagrun task, not yet in an EpisodePerFlag, which goes outside.
     :param start: the angle at first, rad, above 0 and up to π.
@@ -280,8 +281,9 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
     give the task `pose_probabilities`. HardStarts belongs inside: outside it would take the end for a fall.
 
     A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
-    `reset(seed=...)` begins with `start` again; `reset()` keeps the shares, and so does a training that is resumed from
-    a bundle, unless its `start` is smaller by now. All else is the task's: an agent plays without the wrapper.
+    `reset(seed=...)` begins with `start` again; `reset()` keeps the shares. A training that is resumed from a bundle
+    goes on with those of the beginning of the episode under way, unless its `start` is smaller by now; that episode's
+    try does not count. All else is the task's: an agent plays without the wrapper.
 
     :param env: a task of FlagrunHarder's, not yet in an EpisodePerFlag, which goes outside.
     :param start: share of the robot's weight at first: of both poses, or (face down, face up); at or above 0.
@@ -367,14 +369,13 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
             self._learn(False)
         return observation, float(reward), terminated, truncated, {**info, "lift": self._shares[self._pose]}
 
-    def get_resume_state(self) -> dict[str, Any]:
-        """The shares, and whether a try is yet to count, for a resume bundle."""
-        return {"shares": dict(self._shares), "pose": self._pose, "is_open": self._is_open}
+    def get_resume_state(self) -> dict[str, float]:
+        """The share of each start pose, for a resume bundle."""
+        return dict(self._shares)
 
-    def set_resume_state(self, state: dict[str, Any]) -> None:
+    def set_resume_state(self, state: dict[str, float]) -> None:
         """The reverse of :meth:`get_resume_state`."""
-        self._shares = {pose: min(share, self._start[pose]) for pose, share in state["shares"].items()}
-        self._pose, self._is_open = state["pose"], state["is_open"]
+        self._shares = {pose: min(share, self._start[pose]) for pose, share in state.items()}
 
     def _learn(self, success: bool) -> None:
         """Take in how the robot's try ended, once."""
@@ -407,7 +408,8 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
 
     A start is the state of the task's random generator, and so the robot's joints and heading; flags and poses as far
     as they depend on nothing else. `reset(seed=...)` begins as the task does and forgets all starts; a training that is
-    resumed from a bundle keeps them. All else is the task's: an agent plays without the wrapper.
+    resumed from a bundle has those of the beginning of the episode under way. All else is the task's: an agent plays
+    without the wrapper.
 
     :param env: a humanoid task, not yet in an EpisodePerFlag, which goes outside.
     :param share: of the episodes, above 0 and up to 1.
@@ -480,7 +482,7 @@ class HardStarts(gym.Wrapper[Observation, Observation, Observation, Observation]
 
     def get_resume_state(self) -> dict[str, Any]:
         """The hard starts, and where the task's random generator is to go on, for a resume bundle."""
-        return {"hard": [vars(start) for start in self._hard], "goes_on": self._goes_on}
+        return {"hard": [dict(vars(start)) for start in self._hard], "goes_on": self._goes_on}
 
     def set_resume_state(self, state: dict[str, Any]) -> None:
         """The reverse of :meth:`get_resume_state`."""

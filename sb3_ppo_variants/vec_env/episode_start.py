@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import time
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy
@@ -101,18 +102,24 @@ def state_of(env: gym.Env) -> State:
 
 
 def set_state(env: gym.Env, state: State) -> None:
-    """The reverse of :func:`state_of`. Wrappers may have come, which begin as they are, and gone.
+    """The reverse of :func:`state_of`.
 
-    :raises ValueError: if the environment in them is another
+    Wrappers that the bundle does not know begin as they are; what those had learned that are gone is dropped, with a
+    warning.
+
+    :raises ValueError: if the environment inside them is another
     """
     base, spaces = _name_of_base(env), list(_spaces(env.unwrapped))
+    gone = set(state["layers"]) - set(dict(_telling(env)))
     # Older bundles have no "base".
-    is_another = base != state["base"] if "base" in state else base is not None and base not in state["layers"]
+    is_another = base != state["base"] if "base" in state else gone or base not in {None, *state["layers"]}
     if is_another or len(spaces) != len(state["spaces"]):
         raise ValueError(
             f"{env} is another environment than that of the bundle: it has {len(spaces)} spaces and the layers "
             f"{sorted(dict(_telling(env)))}; the bundle has {len(state['spaces'])} and {sorted(state['layers'])}"
         )
+    if gone:
+        warnings.warn(f"what {sorted(gone)} had learned is dropped: the environment has none of it now", stacklevel=2)
     _set_generator(getattr(env.unwrapped, "np_random", None), state["own"])
     for space, before in zip(spaces, state["spaces"], strict=True):
         if before is not None:
