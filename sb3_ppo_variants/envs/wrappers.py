@@ -282,8 +282,8 @@ class LiftCurriculum(gym.Wrapper[Observation, Observation, Observation, Observat
 
     A step's `info` has the start pose's present share, as `lift`; zero in an episode that begins upright.
     `reset(seed=...)` begins with `start` again; `reset()` keeps the shares. A training that is resumed from a bundle
-    goes on with those of the beginning of the episode under way, unless its `start` is smaller by now; that episode's
-    try does not count. All else is the task's: an agent plays without the wrapper.
+    goes on with those of the beginning of the episode under way, unless its `start` is smaller by now; a try that
+    was under way does not count. All else is the task's: an agent plays without the wrapper.
 
     :param env: a task of FlagrunHarder's, not yet in an EpisodePerFlag, which goes outside.
     :param start: share of the robot's weight at first: of both poses, or (face down, face up); at or above 0.
