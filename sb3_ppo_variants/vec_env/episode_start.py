@@ -111,8 +111,10 @@ def set_state(env: gym.Env, state: State) -> None:
     """
     base, spaces = _name_of_base(env), list(_spaces(env.unwrapped))
     gone = set(state["layers"]) - set(dict(_telling(env)))
-    # Older bundles have no "base".
-    is_another = base != state["base"] if "base" in state else gone or base not in {None, *state["layers"]}
+    if "base" in state:
+        is_another = base != state["base"]
+    else:  # an older bundle, of when wrappers told nothing
+        is_another = bool(gone) or base not in {None, *state["layers"]}
     if is_another or len(spaces) != len(state["spaces"]):
         raise ValueError(
             f"{env} is another environment than that of the bundle: it has {len(spaces)} spaces and the layers "
