@@ -111,10 +111,8 @@ def set_state(env: gym.Env, state: State) -> None:
     """
     base, spaces = _name_of_base(env), list(_spaces(env.unwrapped))
     gone = set(state["layers"]) - set(dict(_telling(env)))
-    if "base" in state:
-        is_another = base != state["base"]
-    else:  # an older bundle, of when wrappers told nothing
-        is_another = bool(gone) or base not in {None, *state["layers"]}
+    # Of when wrappers told nothing, a bundle has no "base": whatever it tells of, the environment must have.
+    is_another = base != state["base"] if "base" in state else bool(gone) or base not in {None, *state["layers"]}
     if is_another or len(spaces) != len(state["spaces"]):
         raise ValueError(
             f"{env} is another environment than that of the bundle: it has {len(spaces)} spaces and the layers "
