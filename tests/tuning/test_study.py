@@ -435,22 +435,61 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lock.close()
 
 
-def test_a_server_that_is_away_is_asked_again(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_lock_that_lasts_is_told_of_while_a_trial_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from sqlalchemy.exc import IntegrityError, OperationalError
+    """Optuna itself tries five times to make a trial, with up to two seconds between them, and says nothing."""
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SQLITE_TIMEOUT", 0.1)
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SILENT", 0.2)
+    monkeypatch.setattr("optuna.storages._rdb.storage.random.random", lambda: 1.0)
+    shared = SharedStudy(job_on("sqlite", tmp_path, 2, patience=20))
+    lock = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
+    lock.execute("BEGIN EXCLUSIVE")
+    timer = threading.Timer(1.5, lambda: lock.execute("ROLLBACK"))
+    timer.start()
+    assert capsys.readouterr().err == ""
+    shared.storage.backend.create_new_trial(shared.study._study_id)
+    assert "does not answer (database is locked); asking again" in capsys.readouterr().err
+    assert len(shared.trials()) == 1
+    timer.join()
+    lock.close()
+
+
+class Clock:
+    """Time that passes only while somebody sleeps."""
 
     now = 0.0
 
-    def sleep(seconds: float) -> None:
-        nonlocal now
-        now += seconds
+    def monotonic(self) -> float:
+        return self.now
 
-    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time.sleep", sleep)
-    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time.monotonic", lambda: now)
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.time", clock)
+    return clock
+
+
+def test_a_first_answer_that_fails_late_is_told_of(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    def hang() -> str:
+        if clock.now == 0.0:
+            clock.sleep(10.0)
+            raise ConnectionError("connection timed out")
+        return "answer"
+
+    assert Patience("a server", 60).call(hang) == "answer"
+    assert capsys.readouterr().err == "a server does not answer (connection timed out); asking again\n"
+
+
+def test_a_server_that_is_away_is_asked_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    from sqlalchemy.exc import IntegrityError, OperationalError
 
     def away(until: float) -> str:
-        if now < until:
+        if clock.now < until:
             try:
                 raise OperationalError("SELECT 1", {}, Exception("connection refused"))
             except OperationalError as error:
@@ -458,7 +497,7 @@ def test_a_server_that_is_away_is_asked_again(
         return "answer"
 
     assert Patience("a server", 60).call(lambda: away(20)) == "answer"
-    assert 20 <= now < 60
+    assert 20 <= clock.now < 60
     assert "a server does not answer (connection refused); asking again" in capsys.readouterr().err
     with pytest.raises(StorageError, match="storage a server did not answer for 30 seconds: connection refused"):
         Patience("a server", 30).call(lambda: away(1000))
