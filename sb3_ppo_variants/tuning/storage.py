@@ -37,7 +37,7 @@ JOURNAL = "journal:"
 # Seconds between two tries: doubled from the first to the last.
 FIRST_WAIT = 0.2
 LONGEST_WAIT = 10.0
-# Seconds for which nothing is said of a storage that does not answer: longer than one wait for SQLite's lock.
+# Seconds for which nothing is said of a storage that does not answer: longer than one wait for a lock, below.
 SILENT = 3.0
 # Seconds for which SQLite itself waits for another process's lock, and PostgreSQL's driver for a connection.
 SQLITE_TIMEOUT = 2
@@ -105,7 +105,7 @@ class Patience:
                     raise StorageError(
                         f"storage {self._name} did not answer for {self._seconds:g} seconds: {_cause(error)}"
                     ) from error
-                if now - asked > SILENT:  # the first few tries are nobody's concern; a first that takes long is
+                if now - asked > SILENT:  # counted from the question, as the first try may itself take long
                     print(f"{self._name} does not answer ({_cause(error)}); asking again", file=sys.stderr)
                 time.sleep(min(wait, began + self._seconds - now))
                 wait = min(2 * wait, self._longest_wait)
@@ -170,15 +170,16 @@ class _PatientDatabase(RDBStorage):
                 self.engine.dispose()
             raise
         if self.engine.dialect.name == "sqlite":
-            sqlalchemy.event.listen(self.engine, "begin", self._begin_alone)
+            sqlalchemy.event.listen(self.engine, "begin", functools.partial(_begin_alone, patience))
 
-    def _begin_alone(self, connection: sqlalchemy.Connection) -> None:
-        """Take SQLite's lock before a transaction reads what it will change.
 
-        By itself Python begins a transaction only where it writes, and two workers could take the same trial.
-        The lock is waited for here: optuna, where it makes a trial, would try five times before anyone hears of it.
-        """
-        self.patience.call(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+def _begin_alone(patience: Patience, connection: sqlalchemy.Connection) -> None:
+    """Take SQLite's lock before a transaction reads what it will change.
+
+    By itself Python begins a transaction only where it writes, and two workers could take the same trial.
+    Another's lock is waited for here: optuna, where it makes a trial, would try five times before anyone hears of it.
+    """
+    patience.call(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"))
 
 
 def _patient(method: Callable[..., Result]) -> Callable[..., Result]:

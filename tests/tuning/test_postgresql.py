@@ -21,10 +21,10 @@ from sb3_ppo_variants.resume.format import from_bytes
 from sb3_ppo_variants.resume.names import bundle_paths
 from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker, run_workers
 from sb3_ppo_variants.tuning.objective import make_training
-from sb3_ppo_variants.tuning.study import RETRY_OF
+from sb3_ppo_variants.tuning.study import RETRY_OF, WORKER
 from sb3_ppo_variants.tuning.training import Training
 from tests.processes import forkserver, ready_server
-from tests.tuning.killing import check, kill_once, run_under_fire, start_worker, workers_of
+from tests.tuning.killing import check, kill_once, run_under_fire, start_worker, wait_until, workers_of
 from tests.tuning.postgresql import PASSWORD, Server
 from tests.tuning.studies import job_in, pretend, pretend_slowly
 
@@ -128,8 +128,10 @@ def _server_away(_job: Job, request: pytest.FixtureRequest) -> Iterator[None]:
 def _file_locked(job: Job, _request: pytest.FixtureRequest) -> Iterator[None]:
     lock = sqlite3.connect(job.url.removeprefix("sqlite:///"), isolation_level=None, timeout=60)
     lock.execute("BEGIN EXCLUSIVE")
-    yield
-    lock.close()
+    try:
+        yield
+    finally:
+        lock.close()
 
 
 @contextmanager
@@ -141,8 +143,10 @@ def _journal_locked(job: Job, _request: pytest.FixtureRequest) -> Iterator[None]
             break
         except FileExistsError:
             time.sleep(0.001)
-    yield
-    link.unlink()
+    try:
+        yield
+    finally:
+        link.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -150,8 +154,14 @@ def _folder_away(job: Job, _request: pytest.FixtureRequest) -> Iterator[None]:
     folder = Path(job.url.removeprefix("journal:")).parent
     away = folder.with_name("away")
     folder.rename(away)
-    yield
-    away.rename(folder)
+    try:
+        yield
+    finally:
+        away.rename(folder)
+
+
+def _begun_by(job: Job) -> set[str]:
+    return {trial.user_attrs[WORKER] for trial in SharedStudy(job).trials() if WORKER in trial.user_attrs}
 
 
 @pytest.mark.slow
@@ -167,11 +177,11 @@ def _folder_away(job: Job, _request: pytest.FixtureRequest) -> Iterator[None]:
 def test_a_storage_that_is_away_for_a_while(
     kind: str, away: Any, job_on: MakeJob, request: pytest.FixtureRequest
 ) -> None:
-    job = job_on(kind, 14)
+    job = job_on(kind, 40 if kind == "journal" else 14)  # of about the same time
     with workers_of(job, 2):
+        wait_until(lambda: len(_begun_by(job)) == 2)  # one that opens a journal now would make its folder anew
         with away(job, request):
             time.sleep(AWAY)
-        assert SharedStudy(job).counts().finished < 14
     found = check(job)
     assert found["begun"] == 0  # nobody was taken for dead, as nobody could give signs of life
     for index in range(2):

@@ -31,7 +31,7 @@ from sb3_ppo_variants.tuning import (
     status,
 )
 from sb3_ppo_variants.tuning.spaces import paper_params
-from sb3_ppo_variants.tuning.storage import Patience
+from sb3_ppo_variants.tuning.storage import LOCK_TIMEOUT, SILENT, SQLITE_TIMEOUT, Patience
 from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
 from sb3_ppo_variants.tuning.training import POLICY, Score
 from tests.tuning.studies import Pretended, job_in, pretend
@@ -474,6 +474,20 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
+def test_patience_that_ends_in_a_transaction_leaves_a_storage_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SQLITE_TIMEOUT", 0.1)
+    shared = SharedStudy(job_on("sqlite", tmp_path, 2, patience=0.3))
+    lock = sqlite3.connect(tmp_path / "study.db", isolation_level=None)
+    lock.execute("BEGIN EXCLUSIVE")
+    with pytest.raises(StorageError, match=r"did not answer for 0\.3 seconds: database is locked"):
+        shared.storage.backend.create_new_trial(shared.study._study_id)
+    lock.close()
+    shared.storage.backend.create_new_trial(shared.study._study_id)
+    assert len(shared.trials()) == 1
+
+
 def test_a_first_answer_that_fails_late_is_told_of(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
     def hang() -> str:
         if clock.now == 0.0:
@@ -483,6 +497,17 @@ def test_a_first_answer_that_fails_late_is_told_of(clock: Clock, capsys: pytest.
 
     assert Patience("a server", 60).call(hang) == "answer"
     assert capsys.readouterr().err == "a server does not answer (connection timed out); asking again\n"
+
+
+def test_short_trouble_is_not_told_of(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
+    def locked() -> str:
+        if clock.now < 2.5:
+            raise ConnectionError("locked")
+        return "answer"
+
+    assert Patience("a server", 60).call(locked) == "answer"
+    assert capsys.readouterr().err == ""
+    assert max(SQLITE_TIMEOUT, LOCK_TIMEOUT) < SILENT  # one wait for a lock is short
 
 
 def test_a_server_that_is_away_is_asked_again(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:
