@@ -337,29 +337,29 @@ class _JournalLock(BaseJournalFileLock):
         deadline = time.monotonic() + LOCK_TIMEOUT
         with ExitStack() as stack:
             file = stack.enter_context(open(self._local, "ab"))
-            # The kernel's lock excludes processes of this machine only, for sure, but knows when one is dead.
-            is_alone = _until(deadline, lambda: _lock_file(file))
-            if not _until(deadline, lambda: self._make_link(is_alone), at_least_once=True):
+            # The kernel's lock excludes processes of this machine only, for sure, but knows when one is dead: a link of
+            # this machine's is made and left by nobody else while it is held.
+            if not (_until(deadline, lambda: _lock_file(file)) and _until(deadline, self._make_link)):
                 raise TimeoutError(errno.ETIMEDOUT, "another process writes to it", str(self._link))
             self._file, self._seen = file, None
             stack.pop_all()  # closed by release()
         return True
 
-    def _make_link(self, is_alone: bool) -> bool:
+    def _make_link(self) -> bool:
         try:
             self._link.symlink_to(_machine())
             return True
         except FileExistsError:
-            if self._is_left_behind(is_alone):
+            if self._is_left_behind():
                 self._link.unlink(missing_ok=True)
             return False
 
-    def _is_left_behind(self, is_alone: bool) -> bool:
+    def _is_left_behind(self) -> bool:
         try:
             holder, made = str(self._link.readlink()), self._link.lstat().st_mtime_ns
         except FileNotFoundError:
             return False
-        if is_alone and holder == _machine():
+        if holder == _machine():
             return True
         now = time.monotonic()
         if self._seen is None or self._seen[0] != made:
@@ -379,16 +379,15 @@ class _JournalLock(BaseJournalFileLock):
             self._file = None
 
 
-def _until(deadline: float, succeeds: Callable[[], bool], at_least_once: bool = False) -> bool:
-    """Whether something succeeds before a time of the monotonic clock."""
+def _until(deadline: float, succeeds: Callable[[], bool]) -> bool:
+    """Whether something succeeds before a time of the monotonic clock, or at once."""
     wait = 0.001
-    while at_least_once or time.monotonic() < deadline:
-        at_least_once = False
-        if succeeds():
-            return True
+    while not succeeds():
+        if time.monotonic() >= deadline:
+            return False
         time.sleep(wait)
         wait = min(2 * wait, 0.05)
-    return False
+    return True
 
 
 def _lock_file(file: IO[bytes]) -> bool:

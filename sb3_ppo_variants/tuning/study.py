@@ -297,15 +297,16 @@ class SharedStudy:
         for other in others:
             if _is_same_entry(other, trial) and other.number < trial.number:
                 return _Refusal(f"trial {other.number} was queued for the same", False)
-        for other in others:
-            unfailed = other.state is not TrialState.FAIL and not _is_same_entry(other, trial)
-            if unfailed and other.params == trial.params:
+        # Of two of one entry, the other may have been given up by now, and not have failed yet.
+        unfailed = [other for other in others if other.state is not TrialState.FAIL and not _is_explained(other)]
+        for other in unfailed:
+            if other.params == trial.params and not _is_same_entry(other, trial):
                 return _Refusal(f"trial {other.number} has the same parameters", True)
         if _has_its_place(trial):
             return None
         before = [
             other
-            for other in others
+            for other in unfailed
             if other.state in (*FINISHED, TrialState.WAITING)
             or (other.state is TrialState.RUNNING and (other.number < trial.number or _has_its_place(other)))
         ]

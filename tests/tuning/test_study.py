@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ from sb3_ppo_variants.tuning import (
     status,
 )
 from sb3_ppo_variants.tuning.spaces import paper_params
-from sb3_ppo_variants.tuning.storage import LOCK_TIMEOUT, SQLITE_TIMEOUT, Patience
+from sb3_ppo_variants.tuning.storage import LOCK_TIMEOUT, SQLITE_TIMEOUT, Patience, _JournalLock as JournalLock
 from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
 from sb3_ppo_variants.tuning.training import POLICY, Score
 from tests.tuning.studies import Pretended, job_in, pretend
@@ -101,6 +102,39 @@ def test_no_parameters_are_tried_twice(kind: str, tmp_path: Path, monkeypatch: p
     more = job_on(kind, tmp_path, 4, space={**space, "clip_range": {"type": "categorical", "choices": choices}})
     with pytest.raises(ValueError, match="20 draws in a row gave parameters that other trials have"):
         run_worker(more, "a", Flat)
+
+
+def test_of_an_entry_that_was_queued_twice_the_first_runs_while_the_other_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_in(tmp_path)
+    first, second = SharedStudy(job, "first"), SharedStudy(job, "second")
+    first.enqueue_paper()
+    with monkeypatch.context() as context:
+        context.setattr(second, "trials", list)  # it looked before the first one wrote
+        second.enqueue_paper()
+
+    class StandsStillError(Exception):
+        pass
+
+    def stand_still(*_: Any) -> None:
+        raise StandsStillError
+
+    look = first._reason_not_to_run
+
+    def look_late(trial: optuna.Trial) -> Any:
+        monkeypatch.setattr(first, "_reason_not_to_run", look)
+        monkeypatch.setattr(second, "finish", stand_still)
+        with pytest.raises(StandsStillError):
+            second.next_trial()
+        assert [each.state for each in first.trials()] == [TrialState.RUNNING] * 2
+        return look(trial)
+
+    monkeypatch.setattr(first, "_reason_not_to_run", look_late)
+    trial = first.next_trial()
+    assert trial is not None
+    assert (trial.number, trial.user_attrs[WORKER]) == (0, "first")
+    assert first.trials()[1].user_attrs[NOT_RUN] == "trial 0 was queued for the same"
 
 
 def test_another_job_of_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -551,6 +585,22 @@ def test_half_a_line_of_a_killed_writer_is_mended(tmp_path: Path) -> None:
         file.write(b'{"op_code":4,"worker')
     assert run_worker(job, "a", pretend) == 2
     assert all(json.loads(line) for line in path.read_bytes().splitlines())
+
+
+def test_a_journals_lock_has_one_holder_though_it_was_waited_for_in_vain(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.LOCK_TIMEOUT", 0.05)
+    path = tmp_path / "study.log"
+    with open(tmp_path / "study.log.lock.local", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # as a holder has it before and after the link is there
+        with pytest.raises(TimeoutError, match="another process writes to it"):
+            JournalLock(path).acquire()
+    holder = JournalLock(path)
+    assert holder.acquire()
+    with pytest.raises(TimeoutError, match="another process writes to it"):
+        JournalLock(path).acquire()
+    holder.release()
 
 
 def test_sigterm_puts_the_trial_back(tmp_path: Path) -> None:
