@@ -32,7 +32,8 @@ from sb3_ppo_variants.tuning import (
     status,
 )
 from sb3_ppo_variants.tuning.spaces import paper_params
-from sb3_ppo_variants.tuning.storage import LOCK_TIMEOUT, SQLITE_TIMEOUT, Patience, _JournalLock as JournalLock
+from sb3_ppo_variants.tuning.storage import LOCK_TIMEOUT, SQLITE_TIMEOUT, Patience
+from sb3_ppo_variants.tuning.storage import _JournalLock as JournalLock
 from sb3_ppo_variants.tuning.study import NOT_RUN, RETRY_OF, WORKER, make_sampler
 from sb3_ppo_variants.tuning.training import POLICY, Score
 from tests.tuning.studies import Pretended, job_in, pretend
