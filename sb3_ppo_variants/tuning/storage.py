@@ -170,16 +170,36 @@ class _PatientDatabase(RDBStorage):
                 self.engine.dispose()
             raise
         if self.engine.dialect.name == "sqlite":
-            sqlalchemy.event.listen(self.engine, "begin", functools.partial(_begin_alone, patience))
+            sqlalchemy.event.listen(self.engine, "begin", _begin_alone)
+        sqlalchemy.event.listen(self.engine, "handle_error", _keep_from_optuna)
 
 
-def _begin_alone(patience: Patience, connection: sqlalchemy.Connection) -> None:
+_BEGIN_ALONE = "BEGIN IMMEDIATE"
+
+
+def _begin_alone(connection: sqlalchemy.Connection) -> None:
     """Take SQLite's lock before a transaction reads what it will change.
 
     By itself Python begins a transaction only where it writes, and two workers could take the same trial.
-    Another's lock is waited for here: optuna, where it makes a trial, would try five times before anyone hears of it.
     """
-    patience.call(lambda: connection.exec_driver_sql("BEGIN IMMEDIATE"))
+    connection.exec_driver_sql(_BEGIN_ALONE)
+
+
+class _AwayError(ConnectionError):
+    """A database cannot be reached, or is another's at the moment."""
+
+
+def _keep_from_optuna(context: sqlalchemy.engine.ExceptionContext) -> _AwayError | None:
+    """Have what patience waits for go past optuna.
+
+    Where it makes a trial, optuna would try five times, with up to two seconds between, before anyone hears of it.
+    """
+    error = context.sqlalchemy_exception
+    if error is None or context.is_pre_ping or not is_transient(error):
+        return None
+    # Without a statement: of a connection that is made, of COMMIT.
+    was_away = context.is_disconnect or context.statement in (None, _BEGIN_ALONE)
+    return _AwayError(_cause(error)) if was_away else None
 
 
 def _patient(method: Callable[..., Result]) -> Callable[..., Result]:

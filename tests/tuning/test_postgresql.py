@@ -19,7 +19,7 @@ from optuna.trial import TrialState
 from sb3_ppo_variants import cli
 from sb3_ppo_variants.resume.format import from_bytes
 from sb3_ppo_variants.resume.names import bundle_paths
-from sb3_ppo_variants.tuning import Job, SharedStudy, run_worker, run_workers
+from sb3_ppo_variants.tuning import Job, SharedStudy, StorageError, run_worker, run_workers
 from sb3_ppo_variants.tuning.objective import make_training
 from sb3_ppo_variants.tuning.study import RETRY_OF, WORKER
 from sb3_ppo_variants.tuning.training import Training
@@ -187,6 +187,26 @@ def test_a_storage_that_is_away_for_a_while(
     for index in range(2):
         assert "does not answer" in (output := (job.folder / f"w-{index}.output").read_text())
         assert "asking again" in output
+
+
+@pytest.mark.slow
+def test_a_server_that_is_away_while_a_trial_is_made_is_told_of_by_us(
+    job_on: MakeJob,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shared = SharedStudy(job_on("postgresql", 2, patience=1))
+    monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SILENT", 0.5)
+    monkeypatch.delattr("optuna.storages._rdb.storage.time")  # with which optuna would wait, and say nothing
+    with (
+        _server_away(shared.job, request),
+        pytest.raises(StorageError, match="did not answer for 1 seconds"),
+    ):
+        shared.storage.backend.create_new_trial(shared.study._study_id)
+    assert "does not answer" in capsys.readouterr().err
+    shared.storage.backend.create_new_trial(shared.study._study_id)
+    assert len(shared.trials()) == 1
 
 
 @pytest.mark.slow

@@ -470,24 +470,26 @@ def test_a_locked_file_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyP
     lock.close()
 
 
+@pytest.mark.parametrize("others_do", ["BEGIN EXCLUSIVE", "BEGIN; SELECT * FROM trials"])  # met at BEGIN, at COMMIT
 def test_a_lock_that_lasts_is_told_of_while_a_trial_is_made(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    others_do: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Optuna itself tries five times to make a trial, with up to two seconds between them, and says nothing."""
     monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SQLITE_TIMEOUT", 0.1)
     monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SILENT", 0.2)
     monkeypatch.setattr("optuna.storages._rdb.storage.random.random", lambda: 1.0)
     shared = SharedStudy(job_on("sqlite", tmp_path, 2, patience=20))
+    shared.study.enqueue_trial({})
     lock = sqlite3.connect(tmp_path / "study.db", isolation_level=None, check_same_thread=False)
-    lock.execute("BEGIN EXCLUSIVE")
-    timer = threading.Timer(1.5, lambda: lock.execute("ROLLBACK"))
+    for statement in others_do.split("; "):
+        lock.execute(statement)
+    timer = threading.Timer(1.5, lock.close)
     timer.start()
     assert capsys.readouterr().err == ""
     shared.storage.backend.create_new_trial(shared.study._study_id)
     assert "does not answer (database is locked); asking again" in capsys.readouterr().err
-    assert len(shared.trials()) == 1
+    assert len(shared.trials()) == 2
     timer.join()
-    lock.close()
 
 
 class Clock:
