@@ -230,3 +230,31 @@ def test_under_fire_the_agent_that_ships_falls_sooner() -> None:
     assert fire < without
     assert re.search(r"without cubes: .*\n  straight: .* steps", printed)
     assert re.search(r"under fire: .*\n  straight: .* cubes", printed)
+
+
+def test_a_rewards_terms_add_up_and_actions_beyond_the_motors_cost() -> None:
+    terms = benchmark("reward_terms")
+
+    class Outstretched:
+        """Gives all motors twice what they can."""
+
+        def predict(self, observation: Any, deterministic: bool) -> tuple[Any, None]:
+            return np.full(17, 2.0, dtype=np.float32), None
+
+    env = gym.make("RoboschoolHumanoidFlagrun-v1")
+    raw, clipped = (terms.play(Outstretched(), env, range(3, 5), clips=clips) for clips in (False, True))
+    env.close()
+    for steps in (raw, clipped):
+        assert steps.returns.sum() == pytest.approx(steps.n_steps * sum(steps.terms.values()))
+        assert (steps.beyond, len(steps.returns)) == (1.0, 2)
+        assert steps.hinges_at_limit == pytest.approx(-steps.terms["joints_at_limit"] / 0.2)
+    assert raw.n_steps == clipped.n_steps  # the motors give the same
+    assert raw.terms["electricity"] < 2 * clipped.terms["electricity"] < 0.0
+    assert f"return {raw.returns.mean():.0f} " in terms.described(raw)
+
+
+def test_the_reward_terms_of_the_agent_that_ships() -> None:
+    printed = run("reward_terms.py", "RoboschoolHumanoid-v1", "--episodes", "1")
+    as_it_is, clipped = map(int, re.findall(r"return (\d+) ", printed))
+    assert 4400 < as_it_is < clipped
+    assert re.search(r"in the mean step: alive 2\.000, progress \d\.\d+, electricity -", printed)
