@@ -69,7 +69,7 @@ def described(episodes: list[Episode], period: int) -> str:
     """
     returns = np.array([each.episode_return for each in episodes])
     falls = sum(each.fell for each in episodes)
-    error = returns.std() / np.sqrt(len(returns))
+    error = returns.std(ddof=1) / np.sqrt(len(returns))
     lines = [f"return {returns.mean():.0f} (standard error {error:.0f}), falls: {falls} of {len(episodes)} episodes"]
     for name, turns in (("straight", False), ("turning", True)):
         # Every step, or those in which a cube is thrown.

@@ -68,7 +68,7 @@ def play(policy: Any, env: gym.Env, seeds: range, *, clips: bool) -> Steps:
 
 def described(steps: Steps) -> str:
     """What was measured, in two lines."""
-    error = steps.returns.std() / np.sqrt(len(steps.returns))
+    error = steps.returns.std(ddof=1) / np.sqrt(len(steps.returns))
     terms = ", ".join(f"{name} {value:.3f}" for name, value in steps.terms.items())
     return (
         f"return {steps.returns.mean():.0f} (standard error {error:.0f}), falls: {steps.falls} of {len(steps.returns)} "

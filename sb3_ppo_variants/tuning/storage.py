@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import functools
+import hashlib
 import importlib.util
 import json
 import math
@@ -127,7 +128,7 @@ def is_transient(error: BaseException) -> bool:
         return (isinstance(error, passing) or error.connection_invalidated) and not _is_refusal(error.orig)
     if isinstance(error, (IsADirectoryError, NotADirectoryError, PermissionError)):
         return False
-    # The last one follows, within one operation of optuna's, a connection that was lost.
+    # The last one follows, within one operation of optuna's, a statement that failed.
     return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError))
 
 
@@ -171,7 +172,7 @@ class _PatientDatabase(RDBStorage):
             raise
         if self.engine.dialect.name == "sqlite":
             sqlalchemy.event.listen(self.engine, "begin", _begin_alone)
-        sqlalchemy.event.listen(self.engine, "handle_error", _keep_from_optuna)
+        sqlalchemy.event.listen(self.engine, "handle_error", _keep_from_optuna, retval=True)
 
 
 _BEGIN_ALONE = "BEGIN IMMEDIATE"
@@ -190,14 +191,15 @@ class _AwayError(ConnectionError):
 
 
 def _keep_from_optuna(context: sqlalchemy.engine.ExceptionContext) -> _AwayError | None:
-    """Have what patience waits for go past optuna.
+    """Have a database that cannot be reached, or whose lock another process has, go past optuna to patience.
 
     Where it makes a trial, optuna would try five times, with up to two seconds between, before anyone hears of it.
+    That is left to it for what else may pass, such as deadlocks.
     """
     error = context.sqlalchemy_exception
     if error is None or context.is_pre_ping or not is_transient(error):
         return None
-    # Without a statement: of a connection that is made, of COMMIT.
+    # Without a statement: of a connection that is made, of COMMIT and ROLLBACK.
     was_away = context.is_disconnect or context.statement in (None, _BEGIN_ALONE)
     return _AwayError(_cause(error)) if was_away else None
 
@@ -345,7 +347,9 @@ class _JournalLock(BaseJournalFileLock):
 
     def __init__(self, path: Path):
         self._link = path.with_name(f"{path.name}.lock")
-        self._local = path.with_name(f"{path.name}.lock.local")
+        # One for each machine: a file system may carry the kernel's lock to others.
+        machine = hashlib.sha256(_machine().encode()).hexdigest()[:8]
+        self._local = path.with_name(f"{path.name}.lock.{machine}")
         self._file: IO[bytes] | None = None
         self._seen: tuple[int, float] | None = None
 
@@ -355,10 +359,13 @@ class _JournalLock(BaseJournalFileLock):
         :raises TimeoutError: if another process has it all that time
         """
         deadline = time.monotonic() + LOCK_TIMEOUT
+        if self._file is not None:  # interrupted by a signal before it was given up
+            self._file.close()
+            self._file = None
         with ExitStack() as stack:
             file = stack.enter_context(open(self._local, "ab"))
-            # The kernel's lock excludes processes of this machine only, for sure, but knows when one is dead: a link of
-            # this machine's is made and left by nobody else while it is held.
+            # The kernel's lock excludes processes of this machine only, but knows when one is dead: while it is held,
+            # no other of this machine's makes or removes a link, and one that is there is a dead one's.
             if not (_until(deadline, lambda: _lock_file(file)) and _until(deadline, self._make_link)):
                 raise TimeoutError(errno.ETIMEDOUT, "another process writes to it", str(self._link))
             self._file, self._seen = file, None

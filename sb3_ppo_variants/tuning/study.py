@@ -294,13 +294,18 @@ class SharedStudy:
         """
         trials = self.trials()
         others = [other for other in trials if other.number != trial.number]
-        for other in others:
-            if _is_same_entry(other, trial) and other.number < trial.number:
-                return _Refusal(f"trial {other.number} was queued for the same", False)
-        # Of two of one entry, the other may have been given up by now, and not have failed yet.
-        unfailed = [other for other in others if other.state is not TrialState.FAIL and not _is_explained(other)]
+        if (first := _earlier_of_its_entry(trial, trials)) is not None:
+            return _Refusal(f"trial {first} was queued for the same", False)
+        # Without those that are given up, or about to be.
+        unfailed = [
+            other
+            for other in others
+            if other.state is not TrialState.FAIL
+            and not _is_explained(other)
+            and _earlier_of_its_entry(other, trials) is None
+        ]
         for other in unfailed:
-            if other.params == trial.params and not _is_same_entry(other, trial):
+            if other.params == trial.params:
                 return _Refusal(f"trial {other.number} has the same parameters", True)
         if _has_its_place(trial):
             return None
@@ -453,6 +458,11 @@ def _is_same_entry(one: AnyTrial, other: AnyTrial) -> bool:
         return one.user_attrs.get(RETRY_OF) == other.user_attrs.get(RETRY_OF)
     are_papers = {one.user_attrs.get(ORIGIN), other.user_attrs.get(ORIGIN)} <= {PAPER, NEAREST}
     return are_papers and not _is_explained(one) and not _is_explained(other)
+
+
+def _earlier_of_its_entry(trial: AnyTrial, trials: Collection[FrozenTrial]) -> int | None:
+    """Number of the first trial before this one that is of the same entry of the queue; None: there is none."""
+    return next((each.number for each in trials if each.number < trial.number and _is_same_entry(each, trial)), None)
 
 
 def _is_explained(trial: AnyTrial) -> bool:

@@ -196,12 +196,12 @@ def test_a_server_that_is_away_while_a_trial_is_made_is_told_of_by_us(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    shared = SharedStudy(job_on("postgresql", 2, patience=1))
+    shared = SharedStudy(job_on("postgresql", 2, patience=5))
     monkeypatch.setattr("sb3_ppo_variants.tuning.storage.SILENT", 0.5)
     monkeypatch.delattr("optuna.storages._rdb.storage.time")  # with which optuna would wait, and say nothing
     with (
         _server_away(shared.job, request),
-        pytest.raises(StorageError, match="did not answer for 1 seconds"),
+        pytest.raises(StorageError, match="did not answer for 5 seconds"),
     ):
         shared.storage.backend.create_new_trial(shared.study._study_id)
     assert "does not answer" in capsys.readouterr().err

@@ -9,7 +9,8 @@ import signal
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -105,37 +106,102 @@ def test_no_parameters_are_tried_twice(kind: str, tmp_path: Path, monkeypatch: p
         run_worker(more, "a", Flat)
 
 
-def test_of_an_entry_that_was_queued_twice_the_first_runs_while_the_other_is_given_up(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = job_in(tmp_path)
-    first, second = SharedStudy(job, "first"), SharedStudy(job, "second")
-    first.enqueue_paper()
-    with monkeypatch.context() as context:
-        context.setattr(second, "trials", list)  # it looked before the first one wrote
-        second.enqueue_paper()
+class StandsStillError(Exception):
+    """A worker goes no further."""
 
-    class StandsStillError(Exception):
-        pass
+
+@contextmanager
+def standing_still(shared: SharedStudy, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A worker that stands still before it fails the trial that it gives up."""
 
     def stand_still(*_: Any) -> None:
         raise StandsStillError
 
-    look = first._reason_not_to_run
-
-    def look_late(trial: optuna.Trial) -> Any:
-        monkeypatch.setattr(first, "_reason_not_to_run", look)
-        monkeypatch.setattr(second, "finish", stand_still)
+    with monkeypatch.context() as context:
+        context.setattr(shared, "finish", stand_still)
         with pytest.raises(StandsStillError):
-            second.next_trial()
-        assert [each.state for each in first.trials()] == [TrialState.RUNNING] * 2
-        return look(trial)
+            yield
 
-    monkeypatch.setattr(first, "_reason_not_to_run", look_late)
+
+def look_with(shared: SharedStudy, monkeypatch: pytest.MonkeyPatch, others_do: Callable[[], None], when: str) -> None:
+    """Have others do something before or after a worker looks at their trials for the first time."""
+    look = shared._reason_not_to_run
+
+    def look_once(trial: optuna.Trial) -> Any:
+        monkeypatch.setattr(shared, "_reason_not_to_run", look)
+        if when == "before":
+            others_do()
+        reason = look(trial)
+        if when == "after":
+            others_do()
+        return reason
+
+    monkeypatch.setattr(shared, "_reason_not_to_run", look_once)
+
+
+def papers_queued_by(*workers: SharedStudy) -> None:
+    """Each queues the paper's values, having looked before the others wrote."""
+    for shared in workers:
+        with pytest.MonkeyPatch.context() as context:
+            context.setattr(shared, "trials", list)
+            shared.enqueue_paper()
+
+
+@pytest.mark.parametrize(("trials", "when"), [(4, "before"), (1, "after"), (3, "after")])
+def test_of_an_entry_that_was_queued_twice_the_first_runs(
+    trials: int, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_in(tmp_path, trials)
+    first, *others = (SharedStudy(job, f"worker {index}") for index in range(min(trials + 1, 3)))
+    papers_queued_by(first, *others)
+
+    def are_given_up() -> None:
+        for other in others:
+            with standing_still(other, monkeypatch):
+                other.next_trial()
+
+    look_with(first, monkeypatch, are_given_up, when)
     trial = first.next_trial()
     assert trial is not None
-    assert (trial.number, trial.user_attrs[WORKER]) == (0, "first")
-    assert first.trials()[1].user_attrs[NOT_RUN] == "trial 0 was queued for the same"
+    assert (trial.number, trial.user_attrs[WORKER]) == (0, "worker 0")
+    given_up = first.trials()[1:]
+    assert [each.user_attrs[NOT_RUN] for each in given_up] == ["trial 0 was queued for the same"] * len(others)
+
+
+@pytest.mark.parametrize("trials", [1, 4])
+def test_of_a_dead_workers_trial_that_was_queued_again_twice_the_first_runs(
+    trials: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = SharedStudy(job_in(tmp_path, trials), "a")
+    shared.enqueue_paper()
+    paper = shared._ask(evenly=False)  # by a worker that dies before it looks at the others
+    for _ in range(trials - 1):
+        assert shared.next_trial() is not None
+    shared.storage.backend.set_trial_state_values(paper._trial_id, state=TrialState.FAIL)
+    trials_before = shared.trials()
+    dead = trials_before[0]
+    shared._retry(dead)
+    with monkeypatch.context() as context:
+        context.setattr(shared, "trials", lambda: trials_before)
+        shared._retry(dead)
+    heir = shared.next_trial()
+    assert heir is not None
+    assert (heir.number, heir.user_attrs[RETRY_OF]) == (trials, 0)
+
+
+def test_of_an_entry_that_was_queued_twice_a_dead_workers_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = job_in(tmp_path)
+    first, second = SharedStudy(job, "first"), SharedStudy(job, "second")
+    papers_queued_by(first, second)
+    dead = first._ask(evenly=False)
+    first.storage.backend.set_trial_state_values(dead._trial_id, state=TrialState.FAIL)
+    first._retry(first.trials()[0])
+    begun: list[optuna.Trial | None] = []
+    look_with(second, monkeypatch, lambda: begun.append(first.next_trial()), "before")
+    begun.append(second.next_trial())
+    assert [each.number for each in begun if each is not None] == [2, 3]
+    assert begun[0] is not None
+    assert (begun[0].user_attrs[RETRY_OF], begun[0].user_attrs["origin"]) == (0, "paper")
 
 
 def test_another_job_of_the_same_name_is_refused(tmp_path: Path) -> None:
@@ -595,14 +661,18 @@ def test_a_journals_lock_has_one_holder_though_it_was_waited_for_in_vain(
 ) -> None:
     monkeypatch.setattr("sb3_ppo_variants.tuning.storage.LOCK_TIMEOUT", 0.05)
     path = tmp_path / "study.log"
-    with open(tmp_path / "study.log.lock.local", "ab") as file:
+    holder = JournalLock(path)
+    assert holder.acquire()
+    holder.release()
+    (local,) = tmp_path.glob("study.log.lock.*")
+    with open(local, "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # as a holder has it before and after the link is there
         with pytest.raises(TimeoutError, match="another process writes to it"):
             JournalLock(path).acquire()
-    holder = JournalLock(path)
     assert holder.acquire()
     with pytest.raises(TimeoutError, match="another process writes to it"):
         JournalLock(path).acquire()
+    assert holder.acquire()  # a signal came before it was released
     holder.release()
 
 
