@@ -462,6 +462,8 @@ def _is_same_entry(one: AnyTrial, other: AnyTrial) -> bool:
 
 def _earlier_of_its_entry(trial: AnyTrial, trials: Collection[FrozenTrial]) -> int | None:
     """Number of the first trial before this one that is of the same entry of the queue; None: there is none."""
+    if RETRY_OF not in trial.user_attrs and trial.user_attrs.get(ORIGIN) not in (PAPER, NEAREST):
+        return None  # it was drawn, not queued
     return next((each.number for each in trials if each.number < trial.number and _is_same_entry(each, trial)), None)
 
 

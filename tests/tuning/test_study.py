@@ -147,7 +147,7 @@ def papers_queued_by(*workers: SharedStudy) -> None:
             shared.enqueue_paper()
 
 
-@pytest.mark.parametrize(("trials", "when"), [(4, "before"), (1, "after"), (3, "after")])
+@pytest.mark.parametrize(("trials", "when"), [(4, "before"), (1, "after"), (2, "after")])
 def test_of_an_entry_that_was_queued_twice_the_first_runs(
     trials: int, when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -674,6 +674,18 @@ def test_a_journals_lock_has_one_holder_though_it_was_waited_for_in_vain(
         JournalLock(path).acquire()
     assert holder.acquire()  # a signal came before it was released
     holder.release()
+
+
+def test_each_machine_has_a_file_of_its_own_for_the_kernels_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file system may carry that lock to other machines."""
+    for machine in ("one", "another"):
+        monkeypatch.setattr("sb3_ppo_variants.tuning.storage._machine", machine.strip)
+        lock = JournalLock(tmp_path / "study.log")
+        assert lock.acquire()
+        lock.release()
+    assert len(list(tmp_path.glob("study.log.lock.*"))) == 2
 
 
 def test_sigterm_puts_the_trial_back(tmp_path: Path) -> None:
