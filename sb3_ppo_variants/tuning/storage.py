@@ -128,8 +128,7 @@ def is_transient(error: BaseException) -> bool:
         return (isinstance(error, passing) or error.connection_invalidated) and not _is_refusal(error.orig)
     if isinstance(error, (IsADirectoryError, NotADirectoryError, PermissionError)):
         return False
-    # The last one follows, within one operation of optuna's, a statement that failed.
-    return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError, sqlalchemy.exc.PendingRollbackError))
+    return isinstance(error, (OSError, sqlalchemy.exc.TimeoutError))
 
 
 def _is_refusal(error: BaseException | None) -> bool:
@@ -186,11 +185,7 @@ def _begin_alone(connection: sqlalchemy.Connection) -> None:
     connection.exec_driver_sql(_BEGIN_ALONE)
 
 
-class _AwayError(ConnectionError):
-    """A database cannot be reached, or is another's at the moment."""
-
-
-def _keep_from_optuna(context: sqlalchemy.engine.ExceptionContext) -> _AwayError | None:
+def _keep_from_optuna(context: sqlalchemy.engine.ExceptionContext) -> ConnectionError | None:
     """Have a database that cannot be reached, or whose lock another process has, go past optuna to patience.
 
     Where it makes a trial, optuna would try five times, with up to two seconds between, before anyone hears of it.
@@ -201,7 +196,7 @@ def _keep_from_optuna(context: sqlalchemy.engine.ExceptionContext) -> _AwayError
         return None
     # Without a statement: of a connection that is made, of COMMIT and ROLLBACK.
     was_away = context.is_disconnect or context.statement in (None, _BEGIN_ALONE)
-    return _AwayError(_cause(error)) if was_away else None
+    return ConnectionError(_cause(error)) if was_away else None
 
 
 def _patient(method: Callable[..., Result]) -> Callable[..., Result]:
